@@ -1,0 +1,33 @@
+# `make demo` and `make test` are all a newcomer needs; each makes .venv by itself.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test lint bench clean
+
+$(INSTALLED): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; give a Python 3.11 or 3.12: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python jobs/demo.py --config jobs/configs/shapes/demo.yaml
+
+test: lint
+	$(BIN)/python -m pytest --ignore=tests/train
+	@# In a process of its own: after the clusters and the Serve of the tests above, Ray Train's controller never starts.
+	$(BIN)/python -m pytest tests/train
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/extract.py
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache
