@@ -1,0 +1,51 @@
+"""Storage: files whole or not at all, the same door for local paths and s3://."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from raycap import storage
+from raycap.errors import UserError
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    storage.write_bytes(str(target), b"old")
+    with pytest.raises(TypeError):
+        storage.write_bytes(str(target), "text, not bytes")  # type: ignore[arg-type]
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_listing_leaves_out_partial_files(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "a" / "b.txt"), b"123")
+    (tmp_path / ".c.txt.0.partial").write_bytes(b"1")
+    assert list(storage.list_files(str(tmp_path))) == [storage.FileEntry("a/b.txt", 3)]
+
+
+def test_listing_a_missing_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        list(storage.list_files(str(tmp_path / "none")))
+
+
+def test_uploading_replaces_a_directory_as_a_whole(tmp_path: Path) -> None:
+    old, new, target = tmp_path / "old", tmp_path / "new", str(tmp_path / "target")
+    storage.write_bytes(str(old / "config.json"), b"1")
+    storage.write_bytes(str(old / "only-old"), b"1")
+    storage.write_bytes(str(new / "config.json"), b"2")
+    storage.upload_directory(old, target, last="config.json")
+    storage.upload_directory(new, target, last="config.json")
+    assert list(storage.list_files(target)) == [storage.FileEntry("config.json", 1)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old", "target"]
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    for function in (storage.absolute, storage.resolve):
+        with pytest.raises(UserError, match="gs://bucket/x: unknown scheme; give a local path or s3://"):
+            function("gs://bucket/x")
+
+
+def test_deleting_nothing_is_no_error(tmp_path: Path) -> None:
+    storage.delete(str(tmp_path / "none"))
