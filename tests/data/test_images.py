@@ -1,0 +1,119 @@
+import io
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raycap.data.images import ImageError, decode_image, resize_image
+
+
+def encode(image, file_format, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def noise(width=48, height=32):
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"])
+def test_every_common_format_becomes_rgb_of_its_own_size(file_format):
+    image = decode_image(encode(noise(), file_format))
+    assert (image.mode, image.size) == ("RGB", (48, 32))
+
+
+@pytest.mark.parametrize("kept_share", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG"])
+def test_a_cut_off_file_is_undecodable(file_format, kept_share):
+    data = encode(noise(), file_format)
+    with pytest.raises(ImageError) as error:
+        decode_image(data[: int(len(data) * kept_share)])
+    assert error.value.reason == "undecodable"
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"<html>404</html>", b"\xff\xd8\xff"])
+def test_bytes_that_are_no_image_are_undecodable(data):
+    with pytest.raises(ImageError) as error:
+        decode_image(data)
+    assert error.value.reason == "undecodable"
+
+
+def test_an_image_over_the_limit_is_refused_before_its_pixels_are_decoded():
+    header_only = encode(noise(), "PNG")[:60]
+    with pytest.raises(ImageError, match="48 x 32 is more than 1000 pixels") as error:
+        decode_image(header_only, max_pixels=1000)
+    assert error.value.reason == "oversized"
+
+
+def test_a_palette_image_keeps_its_colours():
+    image = Image.new("RGB", (8, 8), (200, 30, 40)).convert("P", palette=Image.Palette.ADAPTIVE)
+    assert decode_image(encode(image, "PNG")).getpixel((4, 4)) == (200, 30, 40)
+
+
+def test_a_cmyk_jpeg_becomes_rgb_close_to_its_colour():
+    red, green, blue = decode_image(encode(Image.new("RGB", (16, 16), (220, 30, 30)).convert("CMYK"), "JPEG")).getpixel(
+        (8, 8)
+    )
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_a_sixteen_bit_grey_image_keeps_its_gradient(file_format):
+    values = np.tile(np.linspace(0, 65535, 256).astype(np.uint16), (4, 1))
+    pixels = np.asarray(decode_image(encode(Image.fromarray(values), file_format)))
+    np.testing.assert_allclose(pixels[0, :, 0], values[0] >> 8)
+    assert len(np.unique(pixels)) == 256
+
+
+def test_a_black_and_white_image_is_black_and_white():
+    pixels = np.asarray(decode_image(encode(noise().convert("1"), "PNG")))
+    assert set(np.unique(pixels)) == {0, 255}
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_lies_on_white(mode):
+    image = Image.new("RGBA", (4, 4), (0, 0, 0, 0)).convert(mode)
+    assert decode_image(encode(image, "PNG")).getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_a_transparent_palette_colour_lies_on_white():
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((0, 0), 1)
+    decoded = decode_image(encode(image, "GIF", transparency=0))
+    assert decoded.getpixel((2, 2)) == (255, 255, 255)
+    assert decoded.getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    decoded = decode_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert decoded.getpixel((4, 4)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(1, (0, 0)), (3, (47, 31)), (6, (31, 0)), (8, (0, 47))])
+def test_exif_orientation_is_applied(orientation, corner):
+    image = Image.new("RGB", (48, 32), "white")
+    image.paste("black", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    decoded = decode_image(encode(image, "JPEG", exif=exif, quality=95))
+    assert decoded.size == ((48, 32) if orientation in (1, 3) else (32, 48))
+    assert max(decoded.getpixel(corner)) < 60
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0junk", b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x09\0aa"])
+def test_broken_exif_does_not_cost_the_image(exif):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert decode_image(encode(noise(), "JPEG", exif=exif)).size == (48, 32)
+
+
+def test_resizing_gives_a_square_of_bytes_and_leaves_the_right_size_alone():
+    resized = resize_image(noise(), 24)
+    assert (resized.shape, resized.dtype) == ((24, 24, 3), np.uint8)
+    same = noise(24, 24)
+    np.testing.assert_array_equal(resize_image(same, 24), np.asarray(same))
