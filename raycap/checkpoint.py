@@ -1,0 +1,189 @@
+"""Model directories: written whole or not at all, read back with their kind checked.
+
+BLIP lies in transformers' own form (config.json, model.safetensors, tokenizer and image processor
+files), so that ``BlipForConditionalGeneration.from_pretrained`` reads it too. An RBM refiner:
+
+    config.json         model_type, sizes, sigma, and which encoder its data came from
+    model.safetensors   weight, biases, log_variance, mean, scale
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, BlipConfig, BlipForConditionalGeneration
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.utils import logging as transformers_logging
+
+from raycap import storage
+from raycap.errors import UserError
+from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, join_blip, split_blip
+from raycap.models.rbm import GaussianBernoulliRBM
+from raycap.models.refiner import RbmRefiner
+
+RBM_MODEL_TYPE = "gaussian_bernoulli_rbm"
+_CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
+
+
+class EncoderId(NamedTuple):
+    """Which encoder made an embedding: a name for people, a hash of weights and preprocessing for us."""
+
+    name: str
+    fingerprint: str
+
+
+def encoder_fingerprint(encoder: BlipImageEncoder) -> str:
+    """SHA-256 (16 hex digits) over the encoder's weights (as float32), sizes and normalisation."""
+    sizes = [encoder.image_size, encoder.num_tokens, encoder.embed_dim]
+    digest = hashlib.sha256(json.dumps([sizes, encoder.image_mean, encoder.image_std]).encode())
+    state = encoder.state_dict()
+    for name in sorted(state):
+        digest.update(name.encode())
+        digest.update(state[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_blip(directory: Path, encoder: BlipImageEncoder, decoder: BlipCaptionDecoder) -> None:
+    """Write BLIP into a local directory that nobody reads yet (see :func:`publish`)."""
+    transformers_logging.disable_progress_bar()
+    join_blip(encoder, decoder).save_pretrained(directory)
+    decoder.tokenizer.save_pretrained(directory)
+    BlipImageProcessorPil(
+        size={"height": encoder.image_size, "width": encoder.image_size},
+        image_mean=list(encoder.image_mean),
+        image_std=list(encoder.image_std),
+    ).save_pretrained(directory)
+
+
+def absolute_source(model: str) -> str:
+    """A model's source as any process of the cluster finds it: hub names and s3:// prefixes stay as they are."""
+    return storage.absolute(model) if _is_directory(model) else model
+
+
+def load_blip(source: str, field: str = "model") -> tuple[BlipImageEncoder, BlipCaptionDecoder]:
+    """Load BLIP as encoder and decoder, on the CPU, in float32 and evaluation mode.
+
+    Args:
+        source: a local directory, an s3:// prefix or a hub name.
+        field: the setting that names the source, for errors.
+
+    Raises:
+        UserError: nothing there, or another model.
+    """
+    read_blip_config(source, field)
+    if _is_directory(source):
+        with storage.local_directory(source) as directory:
+            return _load_blip(str(directory))
+    try:
+        return _load_blip(source)
+    except OSError as error:
+        raise _not_on_hub(source, field, error) from None
+
+
+def read_blip_config(source: str, field: str = "model") -> BlipConfig:
+    """Sizes of a BLIP, without loading its weights; arguments and errors as of :func:`load_blip`."""
+    if _is_directory(source):
+        config = _read_config(source, field)
+        if config["model_type"] != "blip":
+            raise UserError(
+                f"{field} = {source}: holds a {config['model_type']}, not a BLIP; give a BLIP model directory"
+            )
+        return BlipConfig.from_dict(config)
+    if source.startswith(("/", ".", "~")) or source.count("/") != 1:
+        raise UserError(f"{field} = {source}: no such directory; give a BLIP directory, s3:// prefix or hub name")
+    try:
+        return BlipConfig.from_pretrained(source)
+    except OSError as error:
+        raise _not_on_hub(source, field, error) from None
+
+
+def _is_directory(source: str) -> bool:
+    return storage.is_s3(source) or storage.is_directory(source)
+
+
+def _not_on_hub(source: str, field: str, error: OSError) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(f"{field} = {source}: no such directory, and the hub does not give it ({reason})")
+
+
+def _load_blip(source: str) -> tuple[BlipImageEncoder, BlipCaptionDecoder]:
+    transformers_logging.disable_progress_bar()
+    model = BlipForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
+    processor = BlipImageProcessorPil.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    encoder, decoder = split_blip(model, tokenizer, processor.image_mean, processor.image_std)
+    return encoder.eval(), decoder.eval()
+
+
+def save_refiner(directory: Path, refiner: RbmRefiner, encoder: EncoderId) -> None:
+    """Write an RBM refiner into a local directory that nobody reads yet (see :func:`publish`)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rbm = refiner.rbm
+    tensors = {name.removeprefix("rbm."): tensor for name, tensor in refiner.state_dict().items()}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, directory / _WEIGHTS)
+    config = {
+        "model_type": RBM_MODEL_TYPE,
+        "num_visible": rbm.num_visible,
+        "num_hidden": rbm.num_hidden,
+        "learn_variance": rbm.learn_variance,
+        "sigma_bounds": list(rbm.sigma_bounds),
+        "encoder": encoder._asdict(),
+    }
+    (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rbm") -> RbmRefiner:
+    """Load an RBM refiner on the CPU, in float32.
+
+    Args:
+        source: a local directory or s3:// prefix.
+        encoder: the encoder it is to refine; its fingerprint must be the one it was trained on.
+        field: the setting that names the source, for errors.
+
+    Raises:
+        UserError: nothing there, another model, or trained on another encoder's embeddings.
+    """
+    config = _read_config(source, field)
+    if config["model_type"] != RBM_MODEL_TYPE:
+        raise UserError(f"{field} = {source}: holds a {config['model_type']}, not an RBM; give an RBM directory")
+    trained_on = EncoderId(**config["encoder"])
+    if encoder is not None and trained_on.fingerprint != encoder.fingerprint:
+        raise UserError(
+            f"{field} = {source}: trained on embeddings of encoder {trained_on.name} ({trained_on.fingerprint}), "
+            f"not of {encoder.name} ({encoder.fingerprint}); train an RBM on this encoder's embeddings"
+        )
+    with storage.local_directory(source) as directory:
+        tensors = load_file(directory / _WEIGHTS)
+    rbm = GaussianBernoulliRBM(
+        config["num_visible"],
+        config["num_hidden"],
+        sigma=math.sqrt(config["sigma_bounds"][0] * config["sigma_bounds"][1]),  # any; its tensor follows
+        learn_variance=config["learn_variance"],
+        sigma_bounds=tuple(config["sigma_bounds"]),
+    )
+    refiner = RbmRefiner(rbm, tensors["mean"], tensors["scale"])
+    rbm.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in ("mean", "scale")})
+    return refiner.eval()
+
+
+def publish(local: Path, uri: str) -> None:
+    """Put a finished model directory in its place, config.json last: readers see all of it or none."""
+    storage.upload_directory(local, uri, last=_CONFIG)
+
+
+def _read_config(source: str, field: str) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = storage.read_json(storage.join(source, _CONFIG))
+    except FileNotFoundError:
+        message = f"{field} = {source}: no model there ({_CONFIG} is missing); give a finished model directory"
+        raise UserError(message) from None
+    if "model_type" not in config:
+        raise UserError(f"{field} = {source}: {_CONFIG} names no model_type; give a model directory")
+    return config

@@ -1,0 +1,34 @@
+"""Losses as pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+IGNORE_INDEX = -100
+
+
+def caption_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of each next token (the LM loss of BLIP, Li et al. 2022, section 3.2).
+
+    Args:
+        logits: (B, T, vocab_size); position t scores the token at t + 1.
+        labels: (B, T) token ids; IGNORE_INDEX (prompt, padding) does not count.
+
+    Returns:
+        a scalar, in nats per counted token.
+    """
+    shifted = logits[:, :-1].float().flatten(0, 1)  # (B * (T - 1), vocab_size)
+    return functional.cross_entropy(shifted, labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX)
+
+
+def contrastive_divergence(data_free_energy: torch.Tensor, negative_free_energy: torch.Tensor) -> torch.Tensor:
+    """Mean F(data) - mean F(negatives): its gradient is the CD update (Hinton 2002, equation 5).
+
+    The negatives must carry no gradient. The value itself is no measure of fit.
+
+    Args:
+        data_free_energy: (B,) in nats.
+        negative_free_energy: (B,) in nats.
+    """
+    return data_free_energy.mean() - negative_free_energy.mean()

@@ -1,0 +1,1 @@
+"""Models in plain torch; none imports Ray, none imports another's implementation."""

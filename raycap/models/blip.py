@@ -1,0 +1,280 @@
+"""BLIP in two modules with a slot between them: image encoder, caption decoder.
+
+The weights and layers are transformers' own (Li et al. 2022, "BLIP: Bootstrapping Language-Image
+Pre-training"). Shapes: B batch, H = W image size, N image tokens, D embed_dim, T text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import (
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipTextConfig,
+    BlipVisionConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.models.blip.modeling_blip import BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
+from raycap.config import Config
+from raycap.errors import UserError
+
+
+class Decoding(Config):
+    """How captions are searched: greedy, beam or nucleus."""
+
+    max_new_tokens: int = Field(default=20, ge=1)
+    """Longest caption, in tokens."""
+
+    num_beams: int = Field(default=1, ge=1)
+    """1 is greedy (or sampling); 3 is BLIP's published setting."""
+
+    do_sample: bool = False
+    """Draw tokens instead of taking the most probable."""
+
+    temperature: float = Field(default=1.0, gt=0)
+    """Of sampling."""
+
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of sampling."""
+
+    seed: int = 0
+    """Of sampling."""
+
+    prompt: str = ""
+    """Text the caption continues; it stands in the result."""
+
+    def generate_options(self) -> dict[str, object]:
+        """Keyword arguments of transformers' ``generate``."""
+        options: dict[str, object] = {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.num_beams,
+            "do_sample": self.do_sample,
+        }
+        if self.do_sample:
+            options |= {"temperature": self.temperature, "top_p": self.top_p}
+        return options
+
+
+class BlipImageEncoder(nn.Module):
+    """Pixels to image embeddings.
+
+    Args:
+        vision_model: transformers' BLIP vision tower.
+        image_mean, image_std: per channel, of pixels scaled to 0..1.
+    """
+
+    def __init__(
+        self,
+        vision_model: BlipVisionModel,
+        image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
+        image_std: Sequence[float] = OPENAI_CLIP_STD,
+    ) -> None:
+        super().__init__()
+        self.vision_model = vision_model
+        # Not buffers: casting the encoder to bf16 must not round them.
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+
+    @property
+    def image_size(self) -> int:
+        return self.vision_model.config.image_size
+
+    @property
+    def embed_dim(self) -> int:
+        return self.vision_model.config.hidden_size
+
+    @property
+    def num_tokens(self) -> int:
+        return (self.image_size // self.vision_model.config.patch_size) ** 2 + 1
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, H, W, 3) uint8 to (B, 3, H, W) float32, bit for bit as BLIP's processor does it."""
+        # The processor scales in double precision and rounds to float32 before it subtracts the mean.
+        pixels = (images.movedim(-1, 1).double() * (1 / 255)).float()
+        mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (self.image_mean, self.image_std))
+        return (pixels - mean) / std
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Args:
+            images: (B, H, W, 3) uint8.
+
+        Returns:
+            (B, N, D) in the weights' type.
+        """
+        return self.vision_model(pixel_values=self.normalise(images)).last_hidden_state
+
+
+class BlipCaptionDecoder(nn.Module):
+    """Image embeddings to captions."""
+
+    def __init__(self, text_decoder: BlipTextLMHeadModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.text_decoder = text_decoder
+        self.tokenizer = tokenizer
+
+    @property
+    def bos_id(self) -> int:
+        return self.text_decoder.config.bos_token_id
+
+    @property
+    def pad_id(self) -> int:
+        return self.text_decoder.config.pad_token_id
+
+    @property
+    def eos_id(self) -> int:
+        return self.text_decoder.config.sep_token_id
+
+    def forward(self, image_embeds: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Teacher-forced scores.
+
+        Args:
+            image_embeds: (B, N, D).
+            input_ids: (B, T), padded with pad_id.
+
+        Returns:
+            logits (B, T, vocab_size).
+        """
+        outputs = self.text_decoder(
+            input_ids=input_ids,
+            attention_mask=(input_ids != self.pad_id).long(),
+            encoder_hidden_states=image_embeds,
+            use_cache=False,
+        )
+        return outputs.logits
+
+    def require_room(self, decoding: Decoding, field: str = "decoding") -> None:
+        """See that prompt and longest caption fit the decoder's positions.
+
+        Raises:
+            UserError: they do not; ``field`` names the setting that holds ``decoding``.
+        """
+        positions = self.text_decoder.config.max_position_embeddings
+        most = positions - self._prompt_ids(decoding.prompt, 1).shape[1]
+        if decoding.max_new_tokens > most:
+            raise UserError(
+                f"{field}.max_new_tokens = {decoding.max_new_tokens}: the decoder has {positions} positions; "
+                f"set at most {most}"
+            )
+
+    @torch.inference_mode()
+    def generate(self, image_embeds: torch.Tensor, decoding: Decoding) -> list[str]:
+        """One caption for each image, equal to ``BlipForConditionalGeneration.generate``'s.
+
+        Args:
+            image_embeds: (B, N, D) in the weights' type.
+            decoding: how to search; sampling is seeded anew by each call.
+
+        Returns:
+            B captions without special tokens.
+        """
+        input_ids = self._prompt_ids(decoding.prompt, len(image_embeds)).to(image_embeds.device)
+        image_mask = torch.ones(image_embeds.shape[:-1], dtype=torch.long, device=image_embeds.device)
+        devices = [image_embeds.device] if image_embeds.is_cuda else []
+        with torch.random.fork_rng(devices=devices, enabled=decoding.do_sample):
+            if decoding.do_sample:
+                torch.manual_seed(decoding.seed)
+            token_ids = self.text_decoder.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                eos_token_id=self.eos_id,
+                pad_token_id=self.pad_id,
+                encoder_hidden_states=image_embeds,
+                encoder_attention_mask=image_mask,
+                **decoding.generate_options(),
+            )
+        return self.tokenizer.batch_decode(token_ids[:, 1:], skip_special_tokens=True)
+
+    def _prompt_ids(self, prompt: str, batch_size: int) -> torch.Tensor:
+        prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
+        return torch.tensor([[self.bos_id, *prompt_ids]]).repeat(batch_size, 1)  # (B, 1 + prompt)
+
+
+class BlipShape(Config):
+    """Sizes of a BLIP made from nothing."""
+
+    image_size: int = Field(default=64, ge=8)
+    """Pixels of the square input's edge."""
+
+    patch_size: int = Field(default=8, ge=1)
+    """Pixels of a patch's edge; divides image_size."""
+
+    embed_dim: int = Field(default=128, ge=8)
+    """Width of vision tower and text decoder."""
+
+    num_heads: int = Field(default=4, ge=1)
+    """Attention heads; divides embed_dim."""
+
+    num_vision_layers: int = Field(default=4, ge=1)
+    num_text_layers: int = Field(default=2, ge=1)
+
+    max_text_tokens: int = Field(default=32, ge=4)
+    """Longest caption, prompt and special tokens included."""
+
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the text decoder."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> BlipShape:
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size ({self.image_size}) must be divisible by patch_size ({self.patch_size})")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim ({self.embed_dim}) must be divisible by num_heads ({self.num_heads})")
+        return self
+
+
+def split_blip(
+    model: BlipForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    image_mean: Sequence[float] = OPENAI_CLIP_MEAN,
+    image_std: Sequence[float] = OPENAI_CLIP_STD,
+) -> tuple[BlipImageEncoder, BlipCaptionDecoder]:
+    """Both halves of a BLIP; they share its weights."""
+    encoder = BlipImageEncoder(model.vision_model, image_mean, image_std)
+    return encoder, BlipCaptionDecoder(model.text_decoder, tokenizer)
+
+
+def join_blip(encoder: BlipImageEncoder, decoder: BlipCaptionDecoder) -> BlipForConditionalGeneration:
+    """The BLIP that the halves make; it shares their weights."""
+    text, vision = decoder.text_decoder.config, encoder.vision_model.config
+    with torch.device("meta"):
+        model = BlipForConditionalGeneration(BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict()))
+    model.vision_model, model.text_decoder = encoder.vision_model, decoder.text_decoder
+    return model
+
+
+def build_blip(shape: BlipShape, tokenizer: PreTrainedTokenizerBase) -> tuple[BlipImageEncoder, BlipCaptionDecoder]:
+    """A BLIP with random weights (drawn from torch's default generator) for a tokenizer's vocabulary."""
+    special = {"bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special |= {"eos_token_id": tokenizer.sep_token_id, "sep_token_id": tokenizer.sep_token_id}
+    # BERT's 0.02 suits a width of 768; with it a narrow model learns several times slower.
+    initializer_range = shape.embed_dim**-0.5
+    vision = BlipVisionConfig(
+        hidden_size=shape.embed_dim,
+        intermediate_size=4 * shape.embed_dim,
+        num_hidden_layers=shape.num_vision_layers,
+        num_attention_heads=shape.num_heads,
+        image_size=shape.image_size,
+        patch_size=shape.patch_size,
+        initializer_range=initializer_range,
+    )
+    text = BlipTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=shape.embed_dim,
+        encoder_hidden_size=shape.embed_dim,
+        intermediate_size=4 * shape.embed_dim,
+        num_hidden_layers=shape.num_text_layers,
+        num_attention_heads=shape.num_heads,
+        max_position_embeddings=shape.max_text_tokens,
+        initializer_range=initializer_range,
+        hidden_dropout_prob=shape.dropout,
+        attention_probs_dropout_prob=shape.dropout,
+        **special,
+    )
+    config = BlipConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+    return split_blip(BlipForConditionalGeneration(config).eval(), tokenizer)

@@ -1,0 +1,51 @@
+"""What stands between encoder and decoder: image embeddings in, refined image embeddings out."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from raycap.models.rbm import GaussianBernoulliRBM
+
+
+class RbmRefiner(nn.Module):
+    """Refines every token of an image with one RBM shared by all of them.
+
+    The RBM works on standardised embeddings; the statistics are frozen with it, so that a result
+    never depends on the batch it came in.
+
+    Args:
+        rbm: over V = embed_dim visible units.
+        mean: of each embedding dimension over the training data, (V,).
+        scale: standard deviation likewise, (V,), positive.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, rbm: GaussianBernoulliRBM, mean: torch.Tensor, scale: torch.Tensor) -> None:
+        super().__init__()
+        self.rbm = rbm
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", scale.float())
+
+    def standardise(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """(..., V) of any float type to the RBM's float32 units."""
+        return (image_embeds.float() - self.mean) / self.scale
+
+    @torch.inference_mode()
+    def forward(self, image_embeds: torch.Tensor, gate: float = 1.0, passes: int = 1) -> torch.Tensor:
+        """v' = (1 - gate) v + gate * reconstruct(v), ``passes`` times.
+
+        Args:
+            image_embeds: (B, N, V), any float type.
+            gate: 0 to 1; with 0 the very same tensor comes back.
+            passes: at least 1.
+
+        Returns:
+            (B, N, V) in the type that came in.
+        """
+        if gate == 0.0:
+            return image_embeds
+        refined = self.rbm.reconstruct(self.standardise(image_embeds), passes=passes, gate=gate)
+        return (refined * self.scale + self.mean).to(image_embeds.dtype)

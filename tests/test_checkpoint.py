@@ -1,0 +1,95 @@
+"""Model directories: what was saved comes back, anything else is refused by name."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BlipForConditionalGeneration
+
+from raycap.checkpoint import (
+    EncoderId,
+    encoder_fingerprint,
+    load_blip,
+    load_refiner,
+    publish,
+    save_blip,
+    save_refiner,
+)
+from raycap.errors import UserError
+from raycap.models.rbm import GaussianBernoulliRBM
+from raycap.models.refiner import RbmRefiner
+
+ENCODER = EncoderId("some/blip", "0123456789abcdef")
+
+
+def test_a_saved_blip_comes_back_and_transformers_reads_it_too(tiny_blip: str, tmp_path: Path) -> None:
+    encoder, decoder = load_blip(tiny_blip)
+    save_blip(tmp_path / "again", encoder, decoder)
+    again, _ = load_blip(str(tmp_path / "again"))
+    assert encoder_fingerprint(again) == encoder_fingerprint(encoder)
+    whole = BlipForConditionalGeneration.from_pretrained(tmp_path / "again")
+    for name, tensor in whole.text_decoder.state_dict().items():
+        assert torch.equal(tensor, decoder.text_decoder.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("learn_variance", [False, True])
+def test_a_saved_refiner_comes_back_bit_for_bit(learn_variance: bool, tmp_path: Path) -> None:
+    rbm = GaussianBernoulliRBM(6, 4, sigma=0.2, learn_variance=learn_variance, sigma_bounds=(0.1, 0.5))
+    refiner = RbmRefiner(rbm, torch.randn(6), torch.rand(6) + 0.5)
+    save_refiner(tmp_path / "rbm", refiner, ENCODER)
+    again = load_refiner(str(tmp_path / "rbm"), ENCODER)
+    embeds = torch.randn(2, 3, 6)
+    assert torch.equal(again(embeds, gate=0.7, passes=2), refiner(embeds, gate=0.7, passes=2))
+    assert again.rbm.sigma_bounds == (0.1, 0.5)
+
+
+def test_an_rbm_of_another_encoder_is_refused_naming_both(tiny_rbm: str) -> None:
+    with pytest.raises(UserError, match=f"rbm = {tiny_rbm}: trained on .* not of some/blip .0123456789abcdef."):
+        load_refiner(tiny_rbm, ENCODER)
+
+
+def test_an_unfinished_directory_is_refused(tiny_blip: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny_blip, tmp_path / "blip")
+    (tmp_path / "blip" / "config.json").unlink()
+    with pytest.raises(UserError, match="no model there .config.json is missing"):
+        load_blip(str(tmp_path / "blip"))
+
+
+def test_models_of_another_kind_are_refused(tiny_blip: str, tiny_rbm: str) -> None:
+    with pytest.raises(UserError, match="holds a gaussian_bernoulli_rbm, not a BLIP"):
+        load_blip(tiny_rbm)
+    with pytest.raises(UserError, match="holds a blip, not an RBM"):
+        load_refiner(tiny_blip)
+
+
+def test_a_path_that_is_none_is_told_from_a_hub_name() -> None:
+    with pytest.raises(UserError, match="model = ./nothing: no such directory"):
+        load_blip("./nothing")
+
+
+def test_a_hub_name_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="model = nobody/nothing: no such directory, and the hub") as caught:
+        load_blip("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_fingerprint_knows_weights_and_preprocessing(tiny_blip: str) -> None:
+    encoder, _ = load_blip(tiny_blip)
+    before = encoder_fingerprint(encoder)
+    encoder.image_mean = (0.0, 0.0, 0.0)
+    assert encoder_fingerprint(encoder) != before
+    encoder, _ = load_blip(tiny_blip)
+    with torch.no_grad():
+        next(encoder.parameters()).view(-1)[0] += 1e-3
+    assert encoder_fingerprint(encoder) != before
+
+
+def test_publishing_replaces_a_model_as_a_whole(tiny_blip: str, tiny_rbm: str, tmp_path: Path) -> None:
+    target = str(tmp_path / "model")
+    publish(Path(tiny_blip), target)
+    publish(Path(tiny_rbm), target)
+    assert sorted(path.name for path in Path(target).iterdir()) == ["config.json", "model.safetensors"]
