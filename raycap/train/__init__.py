@@ -1,0 +1,1 @@
+"""Training on Ray: one loop for every model, data-parallel or by DeepSpeed."""

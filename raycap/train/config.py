@@ -1,0 +1,134 @@
+"""What a training run is: task, optimiser, workers, checkpoints."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from raycap.config import Config
+from raycap.hardware import Precision
+from raycap.job import JobConfig
+from raycap.train.captioning import CaptioningTraining
+from raycap.train.contrastive_divergence import ContrastiveDivergenceTraining
+
+
+class AdamW(Config):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    """Of matrices; biases and norms have none."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.98)
+
+
+class Sgd(Config):
+    """Stochastic gradient descent with momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    learning_rate: float = Field(default=1e-2, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Of matrices; biases and norms have none."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+
+
+class Schedule(Config):
+    """Learning rate over steps: linear warm-up, then a decay to zero, or none."""
+
+    kind: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+
+    def factor(self, step: int, total_steps: int) -> float:
+        """Share of the learning rate at a step (0-based)."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        progress = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
+        if self.kind == "constant":
+            return 1.0
+        return 1.0 - progress if self.kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+class Ddp(Config):
+    """Every worker holds the whole model; gradients are averaged (torch DistributedDataParallel)."""
+
+    kind: Literal["ddp"] = "ddp"
+
+
+class DeepSpeed(Config):
+    """DeepSpeed ZeRO (Rajbhandari et al. 2020)."""
+
+    kind: Literal["deepspeed"] = "deepspeed"
+    stage: Literal[0, 1, 2, 3] = 2
+    """1 shards the optimiser's state over the workers, 2 also gradients, 3 also parameters."""
+
+
+class TrainConfig(JobConfig):
+    """A training run. ``output`` gets checkpoints, history.jsonl and, in model/, the model of the lowest
+    validation loss (for an RBM, whose loss is no measure, the newest)."""
+
+    task: Annotated[CaptioningTraining | ContrastiveDivergenceTraining, Field(discriminator="kind")]
+    """What is trained, on what."""
+
+    epochs: int = Field(default=1, ge=1)
+
+    batch_size_per_worker: int = Field(default=32, ge=1)
+    """Samples of a step on one worker: images for captioning, embeddings (tokens) for an RBM."""
+
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Batches added up before the optimiser steps."""
+
+    optimizer: Annotated[AdamW | Sgd, Field(discriminator="kind")] = AdamW()
+    schedule: Schedule = Schedule()
+
+    clip_norm: float | None = Field(default=1.0, gt=0)
+    """Largest gradient norm; null for none."""
+
+    strategy: Annotated[Ddp | DeepSpeed, Field(discriminator="kind")] = Ddp()
+
+    precision: Precision = Precision.AUTO
+    """Of the matrix products; parameters and optimiser stay in fp32."""
+
+    seed: int = Field(default=0, ge=0)
+
+    num_workers: int = Field(default=1, ge=0)
+    """Training processes; 0 trains in the job's own process."""
+
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """What each worker reserves in Ray."""
+
+    torch_threads: int | None = Field(default=None, ge=1)
+    """Threads of each worker; by default the machine's cores shared among its workers."""
+
+    use_gpu: bool = False
+    """One GPU for each worker."""
+
+    readers_per_worker: int = Field(default=1, ge=1)
+    """Ray Data tasks that read and decode ahead of each worker."""
+
+    shuffle_chunks: int = Field(default=8, ge=1)
+    """Chunks (of 64 images) that are read together and mixed; more mixes better and takes memory."""
+
+    validate_every_epochs: int = Field(default=1, ge=1)
+    """Epochs between two validations, each with a checkpoint; the last epoch has one anyway."""
+
+    checkpoint_every_steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps between two checkpoints within an epoch; each validation has one anyway."""
+
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """How many of the best are kept; the newest always is."""
+
+    log_every_steps: int = Field(default=10, ge=1)
+
+    max_failures: int = Field(default=3, ge=0)
+    """How often lost workers are replaced, each time from the last checkpoint."""
+
+    overwrite: bool = False
+    """Delete what another run left in ``output``."""
+
+    @model_validator(mode="after")
+    def _strategy_fits(self) -> TrainConfig:
+        if isinstance(self.strategy, DeepSpeed) and self.num_workers == 0:
+            raise ValueError(f"strategy.kind (deepspeed) needs num_workers ({self.num_workers}) of at least 1")
+        return self

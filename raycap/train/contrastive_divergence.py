@@ -1,0 +1,237 @@
+"""Training an RBM on image embeddings: its settings, and what it adds to the common loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from raycap.checkpoint import EncoderId, absolute_source, save_refiner
+from raycap.config import Config
+from raycap.data.features import FeatureStore, open_store, read_features
+from raycap.data.images import decode_image, resize_image
+from raycap.data.rows import Chunk, Rows, open_rows, read_chunk
+from raycap.hardware import Precision
+from raycap.models.rbm import GaussianBernoulliRBM
+from raycap.models.refiner import RbmRefiner
+from raycap.predictor import EncoderStage
+from raycap.progress import say
+from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
+from raycap.train.recipe import decay_matrices
+from raycap.train.stream import Arrays, Batch, to_tensors
+
+
+class StoredFeatures(Config):
+    """Embeddings from a feature store of jobs/extract.py."""
+
+    kind: Literal["store"] = "store"
+
+    path: str
+    """Directory or s3:// prefix of the store."""
+
+
+class OnlineFeatures(Config):
+    """Embeddings made by the encoder inside the training workers, nothing stored."""
+
+    kind: Literal["online"] = "online"
+
+    rows: str
+    """Directory or s3:// prefix of jobs/ingest.py."""
+
+    model: str
+    """BLIP directory, s3:// prefix or hub name."""
+
+    precision: Precision = Precision.AUTO
+    """Of the encoder."""
+
+    batch_size: int = Field(default=16, ge=1)
+    """Images the encoder takes at once."""
+
+    statistics_images: int = Field(default=512, ge=16)
+    """Training images from which mean and scale are measured before training."""
+
+
+class ContrastiveDivergenceTraining(Config):
+    """Trains a Gaussian-Bernoulli RBM, one for all tokens, by CD-k."""
+
+    kind: Literal["contrastive_divergence"] = "contrastive_divergence"
+    features: Annotated[StoredFeatures | OnlineFeatures, Field(discriminator="kind")]
+    train_split: str = "train"
+    validation_split: str = "dev"
+
+    num_hidden: int = Field(default=1024, ge=1)
+    """Hidden units."""
+
+    sigma: float = Field(default=0.5, gt=0)
+    """Noise of the visible units, in standard deviations of the data; the first value if learned."""
+
+    learn_variance: bool = False
+    """Learn sigma of each visible unit."""
+
+    sigma_bounds: tuple[float, float] = (0.05, 5.0)
+    """A learned sigma stays between these."""
+
+    gibbs_steps: int = Field(default=1, ge=1)
+    """k of CD-k."""
+
+    variance_learning_rate_scale: float = Field(default=0.1, gt=0)
+    """Share of the learning rate that log_variance gets."""
+
+    @model_validator(mode="after")
+    def _sigma_within_bounds(self) -> ContrastiveDivergenceTraining:
+        if self.learn_variance and not self.sigma_bounds[0] <= self.sigma <= self.sigma_bounds[1]:
+            raise ValueError(f"sigma ({self.sigma}) must lie within sigma_bounds {self.sigma_bounds}")
+        return self
+
+    def check(self) -> None:
+        """See that the data are there.
+
+        Raises:
+            UserError: they are not, or have no such split.
+        """
+        data = self._open()
+        for split in (self.train_split, self.validation_split):
+            data.chunks(split)
+
+    def _open(self) -> FeatureStore | Rows:
+        if isinstance(self.features, StoredFeatures):
+            return open_store(self.features.path, "task.features.path")
+        return open_rows(self.features.rows, "task.features.rows")
+
+    def prepare(self, output: str) -> ContrastiveDivergenceRecipe:  # noqa: ARG002 - recipes share this signature
+        """Measure the statistics where no store holds them."""
+        if isinstance(self.features, StoredFeatures):
+            store = open_store(self.features.path, "task.features.path")
+            encoder = EncoderId(store.encoder_name, store.encoder_fingerprint)
+            statistics = np.array(store.mean), np.array(store.std)
+            return ContrastiveDivergenceRecipe(self, store, encoder, *statistics)
+        rows = open_rows(self.features.rows, "task.features.rows")
+        features = self.features.model_copy(update={"model": absolute_source(self.features.model)})
+        stage = EncoderStage.from_pretrained(features.model, features.precision)
+        say(f"measuring mean and scale of the embeddings of {self.features.statistics_images} images")
+        statistics = _measure(rows, self.train_split, stage, features)
+        settings = self.model_copy(update={"features": features})
+        return ContrastiveDivergenceRecipe(settings, rows, stage.id, *statistics)
+
+
+class ContrastiveDivergenceRecipe:
+    """See :class:`raycap.train.recipe.Recipe`."""
+
+    loss_name = "contrastive_divergence"
+    score_name: str | None = None
+
+    def __init__(
+        self,
+        settings: ContrastiveDivergenceTraining,
+        data: FeatureStore | Rows,
+        encoder: EncoderId,
+        mean: np.ndarray,
+        std: np.ndarray,
+    ) -> None:
+        self.settings, self.data, self.encoder = settings, data, encoder
+        self.train_split, self.validation_split = settings.train_split, settings.validation_split
+        # A dimension that never varies would be divided by zero.
+        self.mean, self.scale = mean, np.maximum(std, 1e-4 * std.max())
+
+    def build_task(self) -> ContrastiveDivergenceTask:
+        settings = self.settings
+        rbm = GaussianBernoulliRBM(
+            len(self.mean), settings.num_hidden, settings.sigma, settings.learn_variance, settings.sigma_bounds
+        )
+        refiner = RbmRefiner(rbm, torch.from_numpy(self.mean), torch.from_numpy(self.scale))
+        return ContrastiveDivergenceTask(refiner, settings.gibbs_steps)
+
+    def source(self, task: nn.Module, device: torch.device) -> StoredTokens | OnlineTokens:  # noqa: ARG002
+        if isinstance(self.data, FeatureStore):
+            return StoredTokens(self.data)
+        assert isinstance(self.settings.features, OnlineFeatures)
+        return OnlineTokens(self.data, self.settings.features)
+
+    def parameter_groups(self, task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+        assert isinstance(task, ContrastiveDivergenceTask)
+        log_variance = task.refiner.rbm.log_variance
+        groups = decay_matrices(task, weight_decay)
+        if log_variance.requires_grad:
+            groups[1]["params"] = [p for p in groups[1]["params"] if p is not log_variance]
+            scale = self.settings.variance_learning_rate_scale
+            groups.append({"params": [log_variance], "weight_decay": 0.0, "lr_scale": scale})
+        return groups
+
+    def save_model(self, task: ContrastiveDivergenceTask, directory: Path) -> None:
+        save_refiner(directory, task.refiner, self.encoder)
+
+
+class StoredTokens:
+    """Tokens of a feature store."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        self.samples_per_row = store.num_tokens
+        self.bytes_per_row = store.num_tokens * store.embed_dim * 2
+
+    def chunks(self, split: str) -> list[Chunk]:
+        return self.store.chunks(split)
+
+    def read(self, chunks: Sequence[Chunk], rng: np.random.Generator) -> Arrays:  # noqa: ARG002 - nothing is drawn
+        """``image_embeds`` (n * N, D) float16."""
+        embeds = np.concatenate([read_features(chunk) for chunk in chunks])
+        return {"image_embeds": embeds.reshape(-1, self.store.embed_dim)}
+
+    def to_samples(self, arrays: Arrays) -> Batch:
+        return to_tensors(arrays)
+
+
+class OnlineTokens:
+    """Tokens that the encoder makes, in the worker, of images read by Ray Data."""
+
+    def __init__(self, rows: Rows, settings: OnlineFeatures) -> None:
+        self.rows, self.settings = rows, settings
+        stage = EncoderStage.from_pretrained(settings.model, settings.precision)
+        self.samples_per_row, self.image_size = stage.encoder.num_tokens, stage.image_size
+        self.bytes_per_row = stage.image_size**2 * 3
+        self._stage: EncoderStage | None = stage
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The reading tasks get a copy of this source; they need no encoder.
+        return self.__dict__ | {"_stage": None}
+
+    def chunks(self, split: str) -> list[Chunk]:
+        return self.rows.chunks(split)
+
+    def read(self, chunks: Sequence[Chunk], rng: np.random.Generator) -> Arrays:  # noqa: ARG002 - nothing is drawn
+        """``images`` (n, H, W, 3) uint8."""
+        return {"images": np.concatenate([_read_images(chunk, self.image_size) for chunk in chunks])}
+
+    def to_samples(self, arrays: Arrays) -> Batch:
+        assert self._stage is not None, "only the worker encodes"
+        return {"image_embeds": _encode(self._stage, arrays["images"], self.settings.batch_size).flatten(0, 1)}
+
+
+def _read_images(chunk: Chunk, image_size: int) -> np.ndarray:
+    files = read_chunk(chunk, ["image_bytes"])["image_bytes"]
+    return np.stack([resize_image(decode_image(data.as_py()), image_size) for data in files])
+
+
+def _encode(stage: EncoderStage, images: np.ndarray, batch_size: int) -> torch.Tensor:
+    """(n, N, D) float16, as a store would hold it."""
+    batches = (images[start : start + batch_size] for start in range(0, len(images), batch_size))
+    return torch.cat([stage(batch).half() for batch in batches])
+
+
+def _measure(rows: Rows, split: str, stage: EncoderStage, settings: OnlineFeatures) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each embedding dimension over the first training images."""
+    count = 0
+    total = squares = torch.zeros((), dtype=torch.float64, device=stage.device)
+    for chunk in rows.chunks(split):
+        embeds = _encode(stage, _read_images(chunk, stage.image_size), settings.batch_size).double().flatten(0, 1)
+        count += len(embeds)
+        total, squares = total + embeds.sum(0), squares + embeds.square().sum(0)
+        if count >= settings.statistics_images * stage.encoder.num_tokens:
+            break
+    mean = total / count
+    return mean.cpu().numpy(), (squares / count - mean.square()).clamp(min=0).sqrt().cpu().numpy()

@@ -1,0 +1,300 @@
+"""The training loop that every model shares; this function runs in each Ray Train worker."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+
+from raycap import cluster, storage
+from raycap.checkpoint import publish
+from raycap.progress import Progress, say
+from raycap.train.config import AdamW, DeepSpeed, TrainConfig
+from raycap.train.recipe import HopelessRunError, Recipe
+from raycap.train.state import HISTORY, Place, load_state, save_state
+from raycap.train.strategy import DdpStrategy, DeepSpeedStrategy, Strategy
+from raycap.train.stream import Batch, BatchStream, Block, Source, batches_per_epoch, plan_epoch
+
+ERROR = "error.json"
+
+# Blocks that one Ray Data pipeline reads: a pipeline spans epochs, since starting one costs a second.
+_BLOCKS_PER_PIPELINE = 1024
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """Train from the last checkpoint, or from nothing, to the end.
+
+    Args:
+        arguments: ``config`` (TrainConfig) and ``recipe`` (Recipe).
+
+    A hopeless run's error is left in ERROR for the driver: raised, it would only make Ray start the
+    workers anew, ``max_failures`` times, to the same end.
+    """
+    config: TrainConfig = arguments["config"]
+    try:
+        _Worker(config, arguments["recipe"]).run()
+    except HopelessRunError as error:
+        if ray.train.get_context().get_world_rank() == 0:
+            storage.write_json(storage.join(config.output, ERROR), {"message": str(error)})
+
+
+class _Worker:
+    def __init__(self, config: TrainConfig, recipe: Recipe) -> None:
+        self.config, self.recipe = config, recipe
+        cluster.quiet()
+        context = ray.train.get_context()
+        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        local_workers = context.get_local_world_size()
+        torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // local_workers))
+        _seed_everything(config.seed)
+        self.task = recipe.build_task().train().to(self.device)
+        self.source: Source = recipe.source(self.task, self.device)
+        # The parameters above are the same on every worker; what is drawn from here on must differ.
+        _seed_everything(config.seed + 1 + self.rank)
+        sizes = {"num_workers": self.num_workers, "batch_size": config.batch_size_per_worker}
+        batches = batches_per_epoch(self.source, recipe.train_split, whole=False, **sizes)
+        self.steps_per_epoch = batches // config.gradient_accumulation_steps
+        self.validation_batches = batches_per_epoch(self.source, recipe.validation_split, whole=True, **sizes)
+        if self.steps_per_epoch == 0:
+            raise HopelessRunError(
+                f"batch_size_per_worker = {config.batch_size_per_worker}: a worker's share of split "
+                f"{recipe.train_split} fills no step of {config.gradient_accumulation_steps} batches; "
+                f"set a smaller one, or fewer workers"
+            )
+        self.total_steps = self.steps_per_epoch * config.epochs
+        self.strategy = self._make_strategy()
+        self.place = Place()
+        self._skip = 0
+        self._last_batch: Batch = {}
+
+    def _make_strategy(self) -> Strategy:
+        config, settings = self.config, self.config.optimizer
+        groups = self.recipe.parameter_groups(self.task, settings.weight_decay)
+        groups = [g | {"lr": settings.learning_rate * g.pop("lr_scale")} for g in groups if g["params"]]
+        optimizer: torch.optim.Optimizer
+        if isinstance(settings, AdamW):
+            optimizer = torch.optim.AdamW(groups, betas=settings.betas, fused=True)
+        else:
+            optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, fused=True)
+        dtype = config.precision.dtype(self.device)
+        common: dict[str, Any] = {
+            "task": self.task,
+            "optimizer": optimizer,
+            "schedule": functools.partial(config.schedule.factor, total_steps=self.total_steps),
+            "autocast_dtype": None if dtype == torch.float32 else dtype,
+            "accumulation_steps": config.gradient_accumulation_steps,
+            "clip_norm": config.clip_norm,
+        }
+        if isinstance(config.strategy, DeepSpeed):
+            return DeepSpeedStrategy(**common, stage=config.strategy.stage, batch_size=config.batch_size_per_worker)
+        return DdpStrategy(**common, device=self.device, num_workers=self.num_workers)
+
+    def run(self) -> None:
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as directory:
+                self.place = load_state(Path(directory), self.rank, self.strategy, self.device)
+            if self.rank == 0:
+                say(f"resumed at step {self.place.step:,} of {self.total_steps:,}")
+        place, self._started = self.place, time.monotonic() - self.place.seconds
+        self.progress = Progress("train", "steps", self.total_steps) if self.rank == 0 else None
+        if self.progress:
+            self.progress.resume_at(place.step)
+            samples = self.steps_per_epoch * self.config.gradient_accumulation_steps * self.config.batch_size_per_worker
+            there = sum(chunk.num_rows for chunk in self.source.chunks(self.recipe.train_split))
+            say(
+                f"an epoch: {self.steps_per_epoch:,} steps, {samples * self.num_workers:,} of "
+                f"{there * self.source.samples_per_row:,} samples (others each time)"
+            )
+        streams = self._streams()
+        while place.epoch < self.config.epochs:
+            stream, train_blocks, validation_blocks = next(streams)
+            self._train_epoch(stream, train_blocks)
+            place.epoch, place.step_in_epoch = place.epoch + 1, 0
+            if validation_blocks is None:
+                if self._checkpoint_due():
+                    self._checkpoint({})
+                continue
+            metrics = self._validate(stream, validation_blocks)
+            self._record(metrics)
+            self._publish_if_best(metrics)
+            self._checkpoint(metrics)
+        if self.progress:
+            self.progress.finish()
+
+    def _streams(self) -> Iterator[tuple[BatchStream, list[Block], list[Block] | None]]:
+        """For each epoch to come its stream, which stands at the epoch's blocks: training, then validation.
+
+        The latter are None where no validation is due; a worker whose share of it is empty takes part all the same.
+        """
+        config, recipe = self.config, self.recipe
+        sizes = {"rank": self.rank, "num_workers": self.num_workers, "chunks_per_block": config.shuffle_chunks}
+        validation = plan_epoch(self.source, recipe.validation_split, seed=config.seed, epoch=0, **sizes)
+        epoch = self.place.epoch
+        while epoch < config.epochs:
+            plans: list[tuple[list[Block], list[Block] | None]] = []
+            while epoch < config.epochs and sum(len(train) for train, _ in plans) < _BLOCKS_PER_PIPELINE:
+                train = plan_epoch(self.source, recipe.train_split, seed=config.seed, epoch=epoch, **sizes)
+                if epoch == self.place.epoch:
+                    train = self._skip_blocks(train)
+                epoch += 1
+                due = epoch % config.validate_every_epochs == 0 or epoch == config.epochs
+                plans.append((train, validation if due else None))
+            blocks = [block for plan in plans for part in plan for block in part or ()]
+            stream = BatchStream(self.source, blocks, config.readers_per_worker)
+            for train, validation_due in plans:
+                yield stream, train, validation_due
+
+    def _skip_blocks(self, plan: list[Block]) -> list[Block]:
+        """Leave out the blocks that a resumed epoch has used up; remember the samples used of the next."""
+        batches = self.place.step_in_epoch * self.config.gradient_accumulation_steps
+        self._skip = batches * self.config.batch_size_per_worker
+        while plan and self._skip >= plan[0].num_samples:
+            self._skip -= plan[0].num_samples
+            plan = plan[1:]
+        return plan
+
+    def _train_epoch(self, stream: BatchStream, blocks: list[Block]) -> None:
+        config, place = self.config, self.place
+        skip, self._skip = self._skip, 0
+        batches = stream.batches(len(blocks), config.batch_size_per_worker, skip=skip)
+        while place.step_in_epoch < self.steps_per_epoch:
+            for part in range(1, config.gradient_accumulation_steps + 1):
+                losses = self.strategy.backward(
+                    self._next(batches), self.recipe.loss_name, last=part == config.gradient_accumulation_steps
+                )
+                for name, loss in losses.items():
+                    place.loss_sums[name] = place.loss_sums.get(name, 0.0) + loss.detach().double()
+                place.losses_summed += 1
+            self.strategy.step()
+            place.step += 1
+            place.step_in_epoch += 1
+            if self.progress:
+                self.progress.advance(1, self._summary)
+            if place.step % config.log_every_steps == 0:
+                self._record({})
+            # At an epoch's end the place moves on first.
+            if self._checkpoint_due() and place.step_in_epoch < self.steps_per_epoch:
+                self._checkpoint({})
+        for _ in batches:  # what fills no step any more
+            pass
+
+    def _checkpoint_due(self) -> bool:
+        every = self.config.checkpoint_every_steps
+        return every is not None and self.place.step % every == 0
+
+    def _next(self, batches: Iterator[Batch]) -> Batch:
+        start = time.monotonic()
+        batch = next(batches)
+        self.place.waited_seconds += time.monotonic() - start
+        self._last_batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        return self._last_batch
+
+    def _validate(self, stream: BatchStream, blocks: list[Block]) -> dict[str, float]:
+        """Mean losses over the validation split, each sample counted once."""
+        batches = stream.batches(len(blocks), self.config.batch_size_per_worker, shuffle=False)
+        sums: dict[str, float] = {}
+        count, batch = 0, self._last_batch
+        self.task.eval()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.config.seed)  # the same negatives at every epoch
+            # ZeRO 3 gathers parameters in each forward: workers with less data repeat a batch, uncounted.
+            for _ in range(self.validation_batches):
+                following = next(batches, None)
+                batch = {name: t.to(self.device) for name, t in following.items()} if following else batch
+                size = len(next(iter(batch.values()))) if following else 0
+                for name, loss in self.strategy.evaluate(batch).items():
+                    sums[name] = sums.get(name, 0.0) + loss.item() * size
+                count += size
+        for _ in batches:
+            pass
+        self.task.train()
+        names = sorted(sums)
+        totals = self._sum_over_workers([*(sums[name] for name in names), count])
+        return {f"validation_{name}": total / totals[-1] for name, total in zip(names, totals, strict=False)}
+
+    def _sum_over_workers(self, values: list[float]) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        if self.num_workers > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor.tolist()
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        """Add a record to the history: mean training losses over all workers since the last one, and metrics."""
+        place = self.place
+        names = sorted(place.loss_sums)
+        totals = self._sum_over_workers([*(place.loss_sums[name].item() for name in names), place.losses_summed])
+        place.loss_sums, place.losses_summed = {}, 0
+        place.seconds = time.monotonic() - self._started
+        record: dict[str, Any] = {
+            "epoch": place.epoch,
+            "step": place.step,
+            "seconds": round(place.seconds, 3),
+            "learning_rate": self.strategy.learning_rate(),
+            "data_wait_share": round(place.waited_seconds / max(place.seconds, 1e-9), 4),
+        }
+        if totals[-1]:
+            record |= {f"train_{name}": total / totals[-1] for name, total in zip(names, totals, strict=False)}
+        record |= metrics
+        place.history.append(record)
+        wrong = {name: value for name, value in record.items() if not math.isfinite(value)}
+        if wrong:
+            name, loss = next(iter(wrong.items()))
+            raise HopelessRunError(
+                f"optimizer.learning_rate = {self.config.optimizer.learning_rate}: {name} is {loss} "
+                f"at step {place.step}; set a smaller learning rate, or clip_norm"
+            )
+        if metrics and self.rank == 0:
+            say(f"epoch {place.epoch}/{self.config.epochs}: " + _format(record))
+
+    def _summary(self) -> str:
+        count = max(self.place.losses_summed, 1)
+        return _format({f"train_{name}": total.item() / count for name, total in self.place.loss_sums.items()})
+
+    def _publish_if_best(self, metrics: dict[str, float]) -> None:
+        place, name = self.place, self.recipe.score_name
+        score = metrics[f"validation_{name}"] if name else None
+        if score is not None and place.best_score is not None and not score < place.best_score:
+            return
+        place.best_score = score
+        with self.strategy.whole_task() as task, tempfile.TemporaryDirectory(prefix="raycap-") as folder:
+            if self.rank == 0:
+                model = Path(folder, "model")
+                self.recipe.save_model(task, model)
+                publish(model, storage.join(self.config.output, "model"))
+
+    def _checkpoint(self, metrics: dict[str, float]) -> None:
+        """Write a checkpoint and report it; report() is a barrier, so every worker must come here."""
+        name = self.recipe.score_name
+        score = metrics.get(f"validation_{name}", math.nan) if name else float(-self.place.step)
+        with tempfile.TemporaryDirectory(prefix="raycap-") as folder:
+            self.place.seconds = time.monotonic() - self._started
+            save_state(Path(folder), self.rank, self.place, self.strategy)
+            if self.rank == 0:
+                history = Path(folder, HISTORY).read_bytes()
+                storage.write_bytes(storage.join(self.config.output, HISTORY), history)
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report({"step": self.place.step, "score": score, **metrics}, checkpoint=checkpoint)
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _format(record: dict[str, Any]) -> str:
+    shown = {name: value for name, value in record.items() if name.startswith(("train_", "validation_"))}
+    return ", ".join(f"{name} {value:.4f}" for name, value in shown.items())

@@ -1,0 +1,48 @@
+"""What a kind of training adds to the common loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from raycap.errors import UserError
+from raycap.train.stream import Source
+
+
+class HopelessRunError(UserError):
+    """A user's error that every worker meets alike, and would meet again if it were started anew."""
+
+
+class Recipe(Protocol):
+    """Made by the driver from a checked configuration, sent to every worker."""
+
+    train_split: str
+    validation_split: str
+    loss_name: str
+    """Of the task's losses, the one that is minimised."""
+    score_name: str | None
+    """Of the validation metrics, the one whose lowest value is the best model; None: the newest is."""
+
+    def build_task(self) -> nn.Module:
+        """The task with its model at its first weights, on the CPU; drawn from torch's seeded generator."""
+
+    def source(self, task: Any, device: torch.device) -> Source:
+        """Where the samples come from; ``device`` is where the worker computes."""
+
+    def parameter_groups(self, task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameters for the optimiser, each group with ``lr_scale`` and ``weight_decay``."""
+
+    def save_model(self, task: Any, directory: Path) -> None:
+        """Write the trained model into an empty local directory."""
+
+
+def decay_matrices(task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: matrices and convolutions with weight decay; biases, norms and positions without."""
+    trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim in (2, 4)], "weight_decay": weight_decay, "lr_scale": 1.0},
+        {"params": [p for p in trained if p.ndim not in (2, 4)], "weight_decay": 0.0, "lr_scale": 1.0},
+    ]

@@ -1,0 +1,183 @@
+"""How one optimiser step is shared by the workers: DDP, or DeepSpeed ZeRO, behind one interface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from raycap.train.stream import Batch
+
+Losses = dict[str, torch.Tensor]
+ScheduleFactor = Callable[[int], float]
+
+
+class Strategy(Protocol):
+    """A task on its device with optimiser and schedule."""
+
+    def backward(self, batch: Batch, loss_name: str, *, last: bool) -> Losses:
+        """Losses of a batch, their gradient added up; ``last`` of the batches of a step."""
+
+    def step(self) -> None:
+        """One optimiser step over what was added up."""
+
+    def evaluate(self, batch: Batch) -> Losses:
+        """Losses without gradient; every worker calls it equally often."""
+
+    def learning_rate(self) -> float:
+        """Of the first parameter group."""
+
+    def whole_task(self) -> AbstractContextManager[nn.Module]:
+        """The task with all its parameters in place, to be saved; every worker enters it."""
+
+    def save(self, directory: Path, rank: int) -> None:
+        """Write this worker's part of parameters, optimiser and schedule; every worker calls it."""
+
+    def load(self, directory: Path) -> None:
+        """Read what ``save`` wrote."""
+
+
+class DdpStrategy:
+    """Replicated parameters, averaged gradients."""
+
+    def __init__(
+        self,
+        task: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: ScheduleFactor,
+        *,
+        device: torch.device,
+        num_workers: int,
+        autocast_dtype: torch.dtype | None,
+        accumulation_steps: int,
+        clip_norm: float | None,
+    ) -> None:
+        self._task, self._optimizer, self._device = task, optimizer, device
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        self._model: nn.Module = task
+        if num_workers > 1:
+            self._model = DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
+        self._autocast_dtype, self._accumulation_steps, self._clip_norm = autocast_dtype, accumulation_steps, clip_norm
+
+    def backward(self, batch: Batch, loss_name: str, *, last: bool) -> Losses:
+        quiet = not last and isinstance(self._model, DistributedDataParallel)
+        with self._model.no_sync() if quiet else nullcontext():  # type: ignore[operator]
+            with _autocast(self._device, self._autocast_dtype):
+                losses: Losses = self._model(batch)
+            (losses[loss_name] / self._accumulation_steps).backward()
+        return losses
+
+    def step(self) -> None:
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._task.parameters(), self._clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._schedule.step()
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Losses:
+        with _autocast(self._device, self._autocast_dtype):
+            return self._task(batch)
+
+    def learning_rate(self) -> float:
+        return self._optimizer.param_groups[0]["lr"]
+
+    @contextmanager
+    def whole_task(self) -> Iterator[nn.Module]:
+        yield self._task
+
+    def save(self, directory: Path, rank: int) -> None:
+        if rank == 0:
+            parts: dict[str, Any] = {"task": self._task, "optimizer": self._optimizer, "schedule": self._schedule}
+            torch.save({name: part.state_dict() for name, part in parts.items()}, directory / "parameters.pt")
+
+    def load(self, directory: Path) -> None:
+        state = torch.load(directory / "parameters.pt", map_location=self._device, weights_only=True)
+        self._task.load_state_dict(state["task"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+
+
+class DeepSpeedStrategy:
+    """ZeRO: optimiser state, then gradients, then parameters sharded over the workers."""
+
+    def __init__(
+        self,
+        task: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: ScheduleFactor,
+        *,
+        stage: int,
+        autocast_dtype: torch.dtype | None,
+        accumulation_steps: int,
+        clip_norm: float | None,
+        batch_size: int,
+    ) -> None:
+        deepspeed = _import_deepspeed()
+        config: dict[str, Any] = {
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": accumulation_steps,
+            "gradient_clipping": clip_norm or 0.0,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "wall_clock_breakdown": False,
+            "steps_per_print": 10**9,
+        }
+        if autocast_dtype is not None:
+            config["torch_autocast"] = {"enabled": True, "dtype": str(autocast_dtype)}
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        self._stage = stage
+        self._engine, *_ = deepspeed.initialize(
+            model=task, optimizer=optimizer, lr_scheduler=scheduler, config=config, dist_init_required=False
+        )
+        self._gathered = deepspeed.zero.GatheredParameters
+
+    def backward(self, batch: Batch, loss_name: str, *, last: bool) -> Losses:
+        losses: Losses = self._engine(batch)
+        self._engine.backward(losses[loss_name])
+        if not last:
+            self._engine.step()
+        return losses
+
+    def step(self) -> None:
+        self._engine.step()
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> Losses:
+        return self._engine(batch)
+
+    def learning_rate(self) -> float:
+        return self._engine.get_lr()[0]
+
+    @contextmanager
+    def whole_task(self) -> Iterator[nn.Module]:
+        parameters = list(self._engine.module.parameters()) if self._stage == 3 else []
+        with self._gathered(parameters):
+            yield self._engine.module
+
+    def save(self, directory: Path, rank: int) -> None:  # noqa: ARG002 - the engine knows its rank
+        self._engine.save_checkpoint(str(directory), tag="deepspeed")
+
+    def load(self, directory: Path) -> None:
+        self._engine.load_checkpoint(str(directory), tag="deepspeed")
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _import_deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    import deepspeed.ops
+
+    # Else DeepSpeed compiles a shared-memory collective at every first start, half a minute on a laptop.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,157 @@
+"""Runs a training on Ray: checks, starts or resumes the workers, gathers the result."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import ray
+import ray.train
+from pyarrow import fs
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from raycap import cluster, storage
+from raycap.errors import UserError
+from raycap.progress import say
+from raycap.train.config import TrainConfig
+from raycap.train.loop import ERROR, train_worker
+from raycap.train.state import HISTORY
+from raycap.train.stream import READER_CPUS
+
+_RUN = "run.json"
+_CHECKPOINTS = "checkpoints"
+# What may differ between a run and its resumption.
+_FREE_SETTINGS = {"overwrite", "max_failures", "keep_checkpoints"}
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Train a model, or go on with what ``output`` holds of this very run.
+
+    Returns:
+        metrics: the last record of the history, and where the model is.
+
+    Raises:
+        UserError: wrong input, a cluster without room, or another run's output.
+    """
+    config = config.model_copy(update={"output": storage.absolute(config.output)})
+    finished = None if config.overwrite else _find_run(config)
+    if finished is not None:
+        say(f"output = {config.output}: this run is finished; set overwrite=true to train anew")
+        return finished
+    cluster.connect()
+    cluster.require(config.num_workers, config.cpus_per_worker, config.use_gpu, READER_CPUS)
+    config.task.check()
+    # Nothing was written so far: what is refused leaves the output as it was.
+    _claim_output(config)
+    recipe = config.task.prepare(config.output)
+    filesystem, path = storage.resolve(config.output)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": config, "recipe": recipe},
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker} | ({"GPU": 1} if config.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            name=_CHECKPOINTS,
+            storage_path=path,
+            # Ray shows workers without a GPU of their own all the same.
+            worker_runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if _hide_gpus(config) else None,
+            storage_filesystem=None if isinstance(filesystem, fs.LocalFileSystem) else filesystem,
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=config.keep_checkpoints, checkpoint_score_attribute="score", checkpoint_score_order="min"
+            ),
+            failure_config=FailureConfig(max_failures=config.max_failures, controller_failure_limit=3),  # type: ignore[call-arg]
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _user_error(config, error) from error
+    if storage.exists(storage.join(config.output, ERROR)):
+        error_line = storage.read_json(storage.join(config.output, ERROR))["message"]
+        if result.checkpoint is None:
+            _clear(config.output)  # nothing is lost, and the mended run may have the same output
+        raise UserError(error_line)
+    return _metrics(config, recipe.score_name)
+
+
+def _find_run(config: TrainConfig) -> dict[str, Any] | None:
+    """The metrics of a run that has finished in this output.
+
+    Raises:
+        UserError: another run's output, or this run ended in a user's error before.
+    """
+    uri = storage.join(config.output, _RUN)
+    if not storage.exists(uri):
+        return None
+    changed = sorted(_differences(storage.read_json(uri), _settings(config)))
+    if changed:
+        raise UserError(
+            f"output = {config.output}: holds a run with other settings ({', '.join(changed)}); "
+            f"choose another output, or set overwrite=true"
+        )
+    error_uri, metrics_uri = (storage.join(config.output, name) for name in (ERROR, "metrics.json"))
+    if storage.exists(error_uri):
+        message = storage.read_json(error_uri)["message"]
+        raise UserError(f"{message} (so it ended before; overwrite=true deletes what it left)")
+    metrics: dict[str, Any] | None = storage.read_json(metrics_uri) if storage.exists(metrics_uri) else None
+    return metrics
+
+
+def _claim_output(config: TrainConfig) -> None:
+    if config.overwrite:
+        _clear(config.output)
+    try:
+        storage.write_json(storage.join(config.output, _RUN), _settings(config))
+    except OSError as error:
+        raise UserError(f"output = {config.output}: cannot be written ({error}); choose another output") from None
+
+
+def _clear(output: str) -> None:
+    # run.json last: without it, checkpoints that are still there would be taken for the next run's.
+    for name in ("metrics.json", ERROR, HISTORY, _CHECKPOINTS, "model", "tokenizer", _RUN):
+        storage.delete(storage.join(output, name))
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=_FREE_SETTINGS)
+
+
+def _hide_gpus(config: TrainConfig) -> bool:
+    return not config.use_gpu and ray.cluster_resources().get("GPU", 0) > 0
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = before.keys() | after.keys()
+        return [d for key in keys for d in _differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if before == after else [path]
+
+
+def _metrics(config: TrainConfig, score_name: str | None) -> dict[str, Any]:
+    """The last record of the history, and where the model is."""
+    lines = storage.read_bytes(storage.join(config.output, HISTORY)).splitlines()
+    history = [json.loads(line) for line in lines]
+    trained = next(record for record in reversed(history) if any(name.startswith("train_") for name in record))
+    metrics = {"model": storage.join(config.output, "model"), **trained, **history[-1]}
+    if score_name is not None:
+        name = f"validation_{score_name}"
+        metrics[f"best_{name}"] = min(record[name] for record in history if name in record)
+    return metrics
+
+
+def _user_error(config: TrainConfig, error: ray.train.TrainingFailedError) -> UserError:
+    """One line for workers that failed more often than allowed: their user's error, if it was one."""
+    failures: dict[int, BaseException] = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, UserError):
+            return cause
+    reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"max_failures = {config.max_failures}: the workers failed more often, at last with: {reason}; "
+        f"mend that and start the job again, it goes on from the last checkpoint"
+    )
