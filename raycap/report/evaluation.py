@@ -1,0 +1,113 @@
+"""An evaluation's metrics in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raycap.report.html import Card, Cell, Curve, Difference, Report, ScoreGroup
+
+_TO, _MINUS = "\u2013", "\u2212"  # en dash and minus sign, as wide as a plus
+_TITLES = {"exact_match": "Right captions", "bleu_4": "BLEU-4", "cider": "CIDEr"}
+_NOTES = (
+    "In brackets: 95% intervals by paired bootstrap over the images. A difference whose interval holds 0 "
+    "is not shown by these images.",
+    "BLEU-4 and CIDEr are pycocoevalcap's, times 100. Captions are compared in lower case and without punctuation.",
+)
+# BLEU without a single match is not 0 but some 1e-11; such values are not to be told apart.
+_NOTHING = 1e-6
+_CARDS_NOTE = "Up to half of the images shown were chosen because the captions differ there, the rest at random."
+_EXACT_NOTE = "A caption is right when it is one of the image's reference captions, which are all its right captions."
+
+
+def evaluation_report(
+    metrics: Mapping[str, Any], cards: Sequence[Card] = (), curves: Sequence[Curve] = (), title: str = "Evaluation"
+) -> Report:
+    """Build the page of an evaluation.
+
+    Args:
+        metrics: what ``jobs/evaluate.py`` writes into metrics.json.
+        cards: images to show.
+        curves: of trainings, see :func:`raycap.report.curves.draw_curves`.
+    """
+    names = [name for name in _TITLES if name != "exact_match" or metrics["exact_match"]]
+    scores: dict[str, dict[str, Any]] = metrics["scores"]
+    variants = " and ".join(metrics["variants"])
+    spoiled = [name for name in scores if name != "clean"]
+    lead = f"Captions by {variants} for the same {metrics['num_images']:,} images of the {metrics['split']} split"
+    lead += f", also spoiled ({', '.join(map(corruption_words, spoiled))})." if spoiled else "."
+    return Report(
+        title=title,
+        lead=lead,
+        facts=_facts(metrics),
+        metric_names=tuple(_TITLES[name] for name in names),
+        scores=tuple(
+            ScoreGroup(_heading(corruption), tuple(
+                (variant, tuple(_cell(name, values[name]) for name in names)) for variant, values in group.items()
+            ))
+            for corruption, group in scores.items()
+        ),
+        baseline=metrics["baseline"],
+        differences=_differences(metrics["differences"], names),
+        curves=tuple(curves),
+        cards=tuple(cards),
+        notes=(*_NOTES, *([_EXACT_NOTE] if metrics["exact_match"] else []), *([_CARDS_NOTE] if cards else [])),
+    )  # fmt: skip
+
+
+def _facts(metrics: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    decoding = metrics["decoding"]
+    search = "sampling" if decoding["do_sample"] else "greedy"
+    if decoding["num_beams"] > 1:
+        search = f"{decoding['num_beams']} beams"
+    facts = {
+        "Images": f"{metrics['num_images']:,} ({metrics['split']})",
+        "Model": metrics["model"],
+        "RBM": metrics["rbm"] or "none",
+        "Decoding": f"{search}, up to {decoding['max_new_tokens']} tokens",
+        "Time": f"{metrics['seconds']:,.0f} s, {metrics['images_per_second']:,.1f} images/s",
+    }
+    return tuple(facts.items())
+
+
+def _cell(name: str, score: Mapping[str, float]) -> Cell:
+    value, low, high = (f"{100 * score[key]:.1f}" for key in ("value", "low", "high"))
+    unit = "%" if name == "exact_match" else ""
+    return Cell(value + unit, f"{low} {_TO} {high}")
+
+
+def _differences(differences: Mapping[str, Any], names: Sequence[str]) -> tuple[Difference, ...]:
+    found = []
+    for name in names:
+        rows = [
+            (f"{variant}, {corruption_words(corruption)}", values[name])
+            for corruption, group in differences.items()
+            for variant, values in group.items()
+        ]
+        # One scale per metric, so that the bars of a metric can be compared.
+        scale = max((max(abs(score["low"]), abs(score["high"]), abs(score["value"])) for _, score in rows), default=0)
+        for what, score in rows:
+            low, value, high = (score[key] / scale if scale else 0.0 for key in ("low", "value", "high"))
+            found.append(Difference(what, _TITLES[name], _signed(score), verdict(score), low, value, high))
+    return tuple(found)
+
+
+def _signed(score: Mapping[str, float]) -> str:
+    value, low, high = (f"{100 * score[key]:+.1f}".replace("-", _MINUS) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _heading(corruption: str) -> str:
+    return "Clean images" if corruption == "clean" else f"Images with {corruption_words(corruption)}"
+
+
+def verdict(difference: Mapping[str, float]) -> str:
+    """``better``, ``worse``, or ``no difference shown`` where the interval holds 0."""
+    if difference["low"] > _NOTHING:
+        return "better"
+    return "worse" if difference["high"] < -_NOTHING else "no difference shown"
+
+
+def corruption_words(corruption: str) -> str:
+    """A corruption's name as people read it."""
+    return corruption.replace("_", " ")
