@@ -1,0 +1,330 @@
+"""Captions for a split with and without the RBM, also on spoiled images: scores, intervals, a report.
+
+    rows: image ids and reference captions           (this process)
+    one task per batch: read, decode, resize, spoil  (Ray's workers)
+    actors: encode once, refine and decode once for each variant
+    captions -> scores, paired bootstrap, files      (this process)
+
+Only texts reach this process; the few images that the report shows are read at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import ray
+from pydantic import Field
+from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStrategy
+
+from raycap import storage
+from raycap.batch.evaluate_results import score, write_captions
+from raycap.batch.evaluate_stages import CaptionBatch, Variant, read_batch
+from raycap.batch.gallery import choose_images, read_cards
+from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_blip, load_refiner
+from raycap.cluster import connect, quiet, require
+from raycap.data.corruptions import Clean, Corruption
+from raycap.data.rows import Chunk, open_rows, read_chunk
+from raycap.errors import UserError
+from raycap.hardware import Precision
+from raycap.job import JobConfig
+from raycap.models.blip import Decoding
+from raycap.progress import Progress
+from raycap.report.curves import draw_curves, read_history
+from raycap.report.evaluation import evaluation_report
+from raycap.report.html import Curve, Report, write_report
+
+_READER_CPUS = 0.5
+_BATCHES_PER_WORKER = 16
+
+
+class EvaluateConfig(JobConfig):
+    """Captions of a split, scored against its references."""
+
+    rows: str
+    """Rows of jobs/ingest.py."""
+
+    split: str = "dev"
+
+    max_images: int | None = Field(default=None, ge=1)
+    """Evaluate the first so many images of the split; null is all."""
+
+    model: str
+    """BLIP directory, s3:// prefix or hub name."""
+
+    rbm: str | None = None
+    """RBM directory or s3:// prefix, trained on this BLIP's embeddings; null is plain BLIP alone."""
+
+    variants: tuple[Variant, ...] | None = Field(default=None, min_length=1)
+    """What is compared, each with the first; null is ``plain`` (gate 0) and, with an RBM, ``rbm`` (gate 1)."""
+
+    corruptions: tuple[Corruption, ...] = Field(default=(Clean(),), min_length=1)
+    """Ways to spoil the images; every variant captions the images spoiled in each of them."""
+
+    decoding: Decoding = Decoding()
+
+    exact_match: bool = False
+    """The references are all the right captions there are (as for shapes): mark captions right or wrong."""
+
+    precision: Precision = Precision.AUTO
+
+    batch_size: int | None = Field(default=None, ge=1)
+    """Images captioned at once, 64 at most; null is 16 on a CPU and 64 on a GPU."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Predictors at work at once."""
+
+    cpus_per_worker: float = Field(default=0.5, gt=0)
+    """CPUs that each reserves from Ray's account; half a CPU must remain for decoding images."""
+
+    torch_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each predictor; null divides the cluster's cores among the workers."""
+
+    use_gpu: bool = False
+    """One GPU for each worker."""
+
+    max_failures: int = Field(default=3, ge=0)
+    """How often each worker may die (killed, out of memory) and be started again."""
+
+    num_resamples: int = Field(default=1000, ge=100)
+    """Of the bootstrap."""
+
+    seed: int = 0
+    """Of the bootstrap."""
+
+    histories: dict[str, str] = Field(default_factory=dict)
+    """history.jsonl files of trainings by title; the report draws their curves."""
+
+    gallery_images: int = Field(default=24, ge=0)
+    """Images that the report shows; half of them, if there are, such that the variants differ."""
+
+    title: str = "Evaluation"
+    """Of the report."""
+
+
+class Evaluation(NamedTuple):
+    """What an evaluation found: numbers, and the page that shows them."""
+
+    metrics: dict[str, Any]
+    report: Report
+
+
+class _Split(NamedTuple):
+    """The images of a split without their pixels."""
+
+    batches: list[dict[str, Any]]
+    """For :func:`read_batch`."""
+
+    references: dict[str, list[str]]
+    chunk_of: dict[str, Chunk]
+
+
+class _Model(NamedTuple):
+    encoder: EncoderId
+    image_size: int
+
+
+class _Captioned(NamedTuple):
+    captions: dict[str, dict[str, dict[str, str]]]
+    """By corruption, variant and image id, all in the order of the configuration or sorted."""
+
+    speed: dict[str, Any]
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Caption a split with and without the RBM; write captions, scores with intervals, and a report."""
+    evaluation = run_evaluation(config)
+    write_report(storage.join(config.output, "report.html"), evaluation.report)
+    return evaluation.metrics
+
+
+def run_evaluation(config: EvaluateConfig) -> Evaluation:
+    """Caption, score, and write the captions' files; the caller writes the report.
+
+    ``output`` gets ``captions/{variant}-{corruption}.json`` in COCO's result form, the first of
+    them also as ``captions.json``, and ``references.json`` in COCO's annotation form.
+
+    Raises:
+        UserError: the configuration asks for what is not there; known before captioning begins.
+    """
+    started = time.monotonic()
+    variants = _variants(config)
+    curves = [curve for title, uri in config.histories.items() for curve in draw_curves(title, read_history(uri))]
+    split = _read_split(config)
+    model = _check_model(config)
+    connect()
+    require(config.num_workers, config.cpus_per_worker, config.use_gpu, _READER_CPUS)
+    captioned = _caption(config, variants, split, model)
+    files = write_captions(config.output, captioned.captions, split.references)
+    metrics = {
+        "split": config.split,
+        "num_images": len(split.references),
+        "baseline": variants[0].name,
+        "variants": {variant.name: variant.model_dump(exclude={"name"}) for variant in variants},
+        "corruptions": {corruption.name: corruption.model_dump() for corruption in config.corruptions},
+        **score(captioned.captions, split.references, config.num_resamples, config.seed),
+        "model": config.model,
+        "rbm": config.rbm,
+        "encoder": model.encoder._asdict(),
+        "decoding": config.decoding.model_dump(),
+        "exact_match": config.exact_match,
+        **captioned.speed,
+        "files": files,
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    return Evaluation(metrics, _report(config, metrics, captioned, split, model, curves))
+
+
+def _variants(config: EvaluateConfig) -> tuple[Variant, ...]:
+    plain = Variant(name="plain", gate=0)
+    variants = config.variants or ((plain, Variant(name="rbm")) if config.rbm is not None else (plain,))
+    for index, variant in enumerate(variants):
+        if variant.gate > 0 and config.rbm is None:
+            raise UserError(f"variants.{index}.gate = {variant.gate:g}: there is no RBM; set rbm, or gate to 0")
+    names = {
+        "variants": [variant.name for variant in variants],
+        "corruptions": [corruption.name for corruption in config.corruptions],
+    }
+    for field, given in names.items():
+        twice = [name for name, count in Counter(given).items() if count > 1]
+        if twice:
+            raise UserError(f"{field}: {twice[0]!r} stands there twice; give each another name or other settings")
+    return variants
+
+
+def _read_split(config: EvaluateConfig) -> _Split:
+    """Image ids and references of a split, cut into batches that lie within one chunk each."""
+    batch_size = config.batch_size or (64 if config.use_gpu else 16)
+    split = _Split([], {}, {})
+    left = config.max_images
+    for chunk in open_rows(config.rows).chunks(config.split):
+        table = read_chunk(chunk, ["image_id", "captions"]).slice(0, left)
+        for image_id, captions in zip(table["image_id"].to_pylist(), table["captions"].to_pylist(), strict=True):
+            if image_id in split.references:
+                raise UserError(f"rows = {config.rows}: image {image_id} is there twice; run jobs/ingest.py again")
+            if not captions:
+                raise UserError(f"rows = {config.rows}: image {image_id} has no caption; run jobs/ingest.py again")
+            split.references[image_id] = captions
+            split.chunk_of[image_id] = chunk
+        for start in range(0, len(table), batch_size):
+            span = {"start": start, "stop": min(start + batch_size, len(table))}
+            split.batches.append(chunk._asdict() | span)
+        if left is not None:
+            left -= len(table)
+            if left == 0:
+                break
+    return split
+
+
+def _check_model(config: EvaluateConfig) -> _Model:
+    """Load both models here once, so that what is wrong with them is told before any work."""
+    encoder, decoder = load_blip(config.model)
+    decoder.require_room(config.decoding)
+    owner = EncoderId(config.model, encoder_fingerprint(encoder))
+    if config.rbm is not None:
+        load_refiner(config.rbm, owner)
+    return _Model(owner, encoder.image_size)
+
+
+def _caption(config: EvaluateConfig, variants: Sequence[Variant], split: _Split, model: _Model) -> _Captioned:
+    captions: dict[str, dict[str, dict[str, str]]] = {
+        corruption.name: {variant.name: {} for variant in variants} for corruption in config.corruptions
+    }
+    num_images = len(split.references) * len(config.corruptions)
+    progress = Progress("evaluate", "captions", num_images * len(variants))
+    results = []
+    for result in _results(config, variants, split.batches, model.image_size):
+        image_ids = result.pop("image_ids")
+        for name, texts in result.pop("captions").items():
+            captions[result["corruption"]][name].update(zip(image_ids, texts, strict=True))
+            progress.advance(len(texts))
+        results.append(result)
+    progress.finish()
+    # Ray's start and the loading of the models are not in the rates; they are in the job's seconds.
+    seconds = max(result["finished_at"] for result in results) - min(result["ready_at"] for result in results)
+    speed = {
+        "images_per_second": round(num_images / seconds, 2),
+        "captions_per_second": round(num_images * len(variants) / seconds, 2),
+        "device": results[0]["device"],
+        "precision": results[0]["precision"],
+        "num_workers": config.num_workers,
+    }
+    ordered = {
+        corruption: {name: dict(sorted(texts.items())) for name, texts in group.items()}
+        for corruption, group in captions.items()
+    }
+    return _Captioned(ordered, speed)
+
+
+def _results(
+    config: EvaluateConfig, variants: Sequence[Variant], batches: Sequence[dict[str, Any]], image_size: int
+) -> Iterator[dict[str, Any]]:
+    """What :class:`CaptionBatch` gives for each batch and corruption, in any order.
+
+    Raises:
+        UserError: an image cannot be decoded, or a worker died more than ``max_failures`` times.
+    """
+    quiet()
+    items: Dataset = ray.data.from_items(list(batches), override_num_blocks=len(batches))
+    # Decoded images wait in Ray's memory: a few batches for each worker, however many there are.
+    batch_bytes = max(batch["stop"] - batch["start"] for batch in batches) * image_size**2 * 3
+    waiting = batch_bytes * len(config.corruptions) * _BATCHES_PER_WORKER * config.num_workers
+    items.context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=waiting)
+    threads = config.torch_threads or max(1, int(ray.cluster_resources()["CPU"]) // config.num_workers)
+    worker = dict[str, Any](
+        model=absolute_source(config.model),
+        rbm=None if config.rbm is None else storage.absolute(config.rbm),
+        precision=config.precision,
+        variants=variants,
+        decoding=config.decoding,
+        torch_threads=threads,
+    )
+    # Ray hides GPUs from nobody who did not reserve one.
+    hide = ray.cluster_resources().get("GPU") and not config.use_gpu
+    with warnings.catch_warnings():
+        # There is no parameter by another name for max_restarts. It also keeps Ray from fusing both
+        # stages into one, in which decoding would wait for captioning.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        results = items.flat_map(
+            partial(read_batch, image_size=image_size, corruptions=config.corruptions),
+            compute=TaskPoolStrategy(),
+            num_cpus=_READER_CPUS,
+        ).map(
+            CaptionBatch,  # type: ignore[arg-type]  # an actor's class; Ray's annotation knows functions only
+            fn_constructor_kwargs=worker,
+            compute=ActorPoolStrategy(size=config.num_workers),
+            num_cpus=config.cpus_per_worker,
+            num_gpus=int(config.use_gpu),
+            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hide else None,
+            max_restarts=config.max_failures,
+        )
+    try:
+        for row in results.iter_rows():
+            if row["error"]:
+                raise UserError(row["error"])
+            yield json.loads(row["result"])
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"max_failures = {config.max_failures}: a worker died more often ({str(error).splitlines()[0]}); it may "
+            "lack memory, lower num_workers or batch_size"
+        ) from error
+
+
+def _report(
+    config: EvaluateConfig,
+    metrics: Mapping[str, Any],
+    captioned: _Captioned,
+    split: _Split,
+    model: _Model,
+    curves: Sequence[Curve],
+) -> Report:
+    chosen = choose_images(captioned.captions, config.gallery_images)
+    cards = read_cards(
+        chosen, split.chunk_of, captioned.captions, config.corruptions, model.image_size, config.exact_match
+    )
+    return evaluation_report(metrics, cards, curves, config.title)

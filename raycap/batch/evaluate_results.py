@@ -1,0 +1,69 @@
+"""What an evaluation makes of captions: scores with intervals, and files in COCO's forms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raycap import storage
+from raycap.metrics.bootstrap import Interval, paired_bootstrap
+from raycap.metrics.caption import caption_statistics, diversity, scores_of_sums
+
+_CONFIDENCE = 0.95
+
+Captions = Mapping[str, Mapping[str, Mapping[str, str]]]
+"""By corruption, variant and image id."""
+
+
+def score(
+    captions: Captions, references: Mapping[str, Sequence[str]], num_resamples: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Score every variant on every corruption.
+
+    Returns:
+        ``scores``, ``differences`` (each variant minus the first, on the same images) and
+        ``diversity``, each by corruption, variant and metric; an interval is value, low and high.
+    """
+    scores: dict[str, Any] = {}
+    differences: dict[str, Any] = {}
+    spread: dict[str, Any] = {}
+    for corruption, group in captions.items():
+        tables = [caption_statistics(texts, references) for texts in group.values()]
+        found = paired_bootstrap(tables, scores_of_sums, num_resamples, _CONFIDENCE, seed)
+        scores[corruption] = dict(zip(group, map(_plain, found.scores), strict=True))
+        differences[corruption] = dict(list(zip(group, map(_plain, found.differences), strict=True))[1:])
+        spread[corruption] = {name: diversity(texts) for name, texts in group.items()}
+    bootstrap = {"num_resamples": num_resamples, "confidence": _CONFIDENCE, "seed": seed}
+    return {"scores": scores, "differences": differences, "diversity": spread, "bootstrap": bootstrap}
+
+
+def _plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {metric: interval._asdict() for metric, interval in intervals.items()}
+
+
+def write_captions(
+    output: str, captions: Captions, references: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, str]]:
+    """Write captions in COCO's result form and references in its annotation form.
+
+    Image ids are the rows' own, strings; with both files COCO's own tools score any data set
+    (https://cocodataset.org/#format-results).
+
+    Returns:
+        For each file of captions its variant and corruption.
+    """
+    files: dict[str, dict[str, str]] = {}
+    for corruption, group in captions.items():
+        for variant, texts in group.items():
+            results = [{"image_id": image_id, "caption": text} for image_id, text in texts.items()]
+            first = [] if files else ["captions.json"]
+            for name in [*first, f"captions/{variant}-{corruption}.json"]:
+                storage.write_json(storage.join(output, name), results)
+                files[name] = {"variant": variant, "corruption": corruption}
+    pairs = [(image_id, text) for image_id in sorted(references) for text in references[image_id]]
+    annotations = [
+        {"id": number, "image_id": image_id, "caption": text} for number, (image_id, text) in enumerate(pairs, 1)
+    ]
+    images = [{"id": image_id} for image_id in sorted(references)]
+    storage.write_json(storage.join(output, "references.json"), {"images": images, "annotations": annotations})
+    return files

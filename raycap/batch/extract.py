@@ -1,0 +1,235 @@
+"""Rows to a feature store: a pool of actors encodes the images on Ray Data, and each writes its own files.
+
+    chunks of rows without a file in {output}     (this process)
+    one task per chunk: read, decode, resize      (Ray's workers)
+    actors: encode, write {split}-00000-0000.parquet
+    counts -> manifest.json                       (this process)
+
+A chunk counts as done when its file is there, and a file is there whole or not at all: a run that
+was killed loses only what it had in hand, and the next one does only what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+from pydantic import Field
+from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStrategy
+
+from raycap import storage
+from raycap.batch.extract_plan import Item, done_files, plan
+from raycap.batch.extract_stages import EncodeChunk, native_precision, read_images
+from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_blip
+from raycap.cluster import connect, quiet, require
+from raycap.data.features import MANIFEST, claim_store, claimed_precision, finish_store
+from raycap.data.rows import Rows, open_rows
+from raycap.errors import UserError
+from raycap.hardware import Precision
+from raycap.job import JobConfig
+from raycap.models.blip import BlipImageEncoder
+from raycap.progress import Progress, say
+
+_READER_CPUS = 0.5
+# One call encodes, the others write; one thread writes about 300 images/s of BLIP-base's size.
+_CALLS_PER_CPU_WORKER = 2
+_CALLS_PER_GPU_WORKER = 6
+# Decoded images wait in Ray's memory: a few chunks for each worker, however many there are.
+_CHUNKS_PER_WORKER = 16
+
+
+class ExtractConfig(JobConfig):
+    """Images to embeddings; other jobs read them by ``features: {output}``."""
+
+    rows: str
+    """Rows of jobs/ingest.py."""
+
+    model: str
+    """BLIP directory, s3:// prefix or hub name; its image encoder is used."""
+
+    splits: tuple[str, ...] | None = None
+    """Splits to encode; null is all that the rows have."""
+
+    precision: Precision = Precision.AUTO
+    """In which the encoder computes: auto, fp32 or bf16. The store keeps float16."""
+
+    batch_size: int | None = Field(default=None, ge=1)
+    """Images that the encoder takes at once; null is 1 on a CPU (fastest there) and 64 on a GPU."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Encoders at work at once."""
+
+    cpus_per_worker: float = Field(default=0.5, gt=0)
+    """CPUs that each reserves from Ray's account; half a CPU must remain for decoding images."""
+
+    torch_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each encoder; null divides the cluster's cores among the workers."""
+
+    use_gpu: bool = False
+    """One GPU for each worker."""
+
+    max_failures: int = Field(default=3, ge=0)
+    """How often each worker may die (killed, out of memory) and be started again."""
+
+
+def extract(config: ExtractConfig) -> dict[str, Any]:
+    """Encode the images of rows into a feature store, only those that are missing there."""
+    started = time.monotonic()
+    rows = open_rows(config.rows)
+    wanted = _wanted_splits(config, rows)
+    encoder = load_blip(config.model)[0]
+    owner = EncoderId(config.model, encoder_fingerprint(encoder))
+    output = storage.absolute(config.output)
+    precision = _claim(config, output, owner)
+    items = plan(rows)
+    done = done_files(output, items)
+    missing = [item for item in items if item.file.split in wanted and item.file.name not in done]
+    if missing:
+        _require_room(config)
+        storage.delete(storage.join(output, MANIFEST))  # no store is finished while it is worked on
+    else:
+        say(f"extract: nothing is missing in {output}")
+    counts = _encode(config, missing, _worker(config, output, owner, precision), encoder)
+    # A split that an earlier run has finished stays in the store.
+    partial_splits = {item.file.split for item in items if item.file.name not in done} - set(wanted)
+    files = [item.file for item in items if item.file.split not in partial_splits]
+    if not storage.exists(storage.join(output, MANIFEST)):
+        finish_store(output, owner.name, owner.fingerprint, precision, files)
+    num_images = sum(item.file.num_images for item in items if item.file.split in wanted)
+    return {
+        "images": num_images,
+        "images_skipped": num_images - counts["images_done_now"],
+        **counts,
+        "seconds": round(time.monotonic() - started, 2),
+        "splits": sorted({file.split for file in files}),
+        "files": len(files),
+        "encoder": owner._asdict(),
+        "precision": str(precision),
+    }
+
+
+def _wanted_splits(config: ExtractConfig, rows: Rows) -> Sequence[str]:
+    if not rows.files:
+        raise UserError(f"rows = {rows.uri}: holds no images; give rows with images")
+    for split in config.splits or ():
+        if split not in rows.splits:
+            raise UserError(f"splits = {split!r}: not in {rows.uri}; it has {', '.join(rows.splits)}")
+    return rows.splits if config.splits is None else config.splits
+
+
+def _claim(config: ExtractConfig, output: str, owner: EncoderId) -> Precision:
+    """Make the store this encoder's, or see that it is; returns what ``precision: auto`` means there."""
+    claimed = claimed_precision(output)
+    if claimed is None:
+        _require_room(config)  # before anything is written
+    precision = config.precision
+    if precision is Precision.AUTO:
+        precision = _native_precision(config) if claimed is None else Precision(claimed)
+    try:
+        claim_store(output, owner.name, owner.fingerprint, precision)
+    except OSError as error:
+        raise UserError(f"output = {output}: cannot be written ({error}); choose another output") from None
+    return precision
+
+
+def _require_room(config: ExtractConfig) -> None:
+    connect()
+    quiet()
+    require(config.num_workers, config.cpus_per_worker, config.use_gpu, _READER_CPUS)
+
+
+def _native_precision(config: ExtractConfig) -> Precision:
+    if not config.use_gpu:
+        return native_precision(torch.device("cpu"))
+    # Asked of a worker: the driver's machine may have no GPU.
+    precision: Precision = ray.get(ray.remote(num_gpus=1)(native_precision).remote(torch.device("cuda")))
+    return precision
+
+
+def _worker(config: ExtractConfig, output: str, owner: EncoderId, precision: Precision) -> dict[str, Any]:
+    """Arguments of :class:`EncodeChunk`."""
+    return {
+        "output": output,
+        "model": absolute_source(config.model),
+        "fingerprint": owner.fingerprint,
+        "precision": precision,
+        "batch_size": config.batch_size or (64 if config.use_gpu else 1),
+    }
+
+
+def _encode(
+    config: ExtractConfig, missing: Sequence[Item], worker: dict[str, Any], encoder: BlipImageEncoder
+) -> dict[str, Any]:
+    """Do what is missing, showing progress, and count."""
+    if not missing:
+        return {"images_done_now": 0, "bytes_written": 0, "images_per_second": None, "torch_threads": None}
+    progress = Progress("extract", "images", sum(item.file.num_images for item in missing))
+    reports = []
+    for report in run_pool(config, missing, worker, encoder.image_size):
+        if report["error"]:
+            raise UserError(report["error"])
+        reports.append(report)
+        progress.advance(report["num_images"])
+    progress.finish()
+    # Ray's start and the loading of the model are not in the rate; they are in the job's seconds.
+    seconds = max(report["finished_at"] for report in reports) - min(report["ready_at"] for report in reports)
+    return {
+        "images_done_now": progress.done,
+        "bytes_written": sum(report["num_bytes"] for report in reports),
+        "images_per_second": round(progress.done / seconds, 2),
+        "torch_threads": reports[0]["torch_threads"],
+    }
+
+
+def run_pool(
+    config: ExtractConfig, items: Sequence[Item], worker: dict[str, Any], image_size: int
+) -> Iterator[dict[str, Any]]:
+    """What :class:`EncodeChunk` says of each chunk, in the order they are finished.
+
+    Raises:
+        UserError: a worker died more than ``max_failures`` times.
+    """
+    resources = ray.cluster_resources()
+    threads = config.torch_threads or max(1, int(resources["CPU"]) // config.num_workers)
+    calls = _CALLS_PER_GPU_WORKER if config.use_gpu else _CALLS_PER_CPU_WORKER
+    chunks: Dataset = ray.data.from_items(
+        [item.chunk._asdict() | {"name": item.file.name, "source": item.source} for item in items],
+        override_num_blocks=len(items),
+    )
+    waiting_bytes = max(item.chunk.num_rows for item in items) * image_size**2 * 3 * _CHUNKS_PER_WORKER
+    limits = ExecutionResources.for_limits(object_store_memory=waiting_bytes * config.num_workers)
+    chunks.context.execution_options.resource_limits = limits
+    # Ray hides GPUs from nobody who did not reserve one.
+    hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if resources.get("GPU") and not config.use_gpu else None
+    with warnings.catch_warnings():
+        # There is no parameter by another name for max_restarts. It also keeps Ray from fusing both
+        # stages into one, in which decoding would wait for encoding.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        reports = chunks.map(
+            partial(read_images, image_size=image_size), compute=TaskPoolStrategy(), num_cpus=_READER_CPUS
+        ).map(
+            EncodeChunk,  # type: ignore[arg-type]  # an actor's class; Ray's annotation knows functions only
+            fn_constructor_kwargs=worker | {"torch_threads": threads},
+            compute=ActorPoolStrategy(
+                size=config.num_workers,
+                max_tasks_in_flight_per_actor=calls,
+                max_concurrent_calls_per_actor=calls,
+                enable_true_multi_threading=True,
+            ),
+            num_cpus=config.cpus_per_worker,
+            num_gpus=int(config.use_gpu),
+            runtime_env=hidden,
+            max_restarts=config.max_failures,
+        )
+    try:
+        yield from reports.iter_rows()
+    except ray.exceptions.RayActorError as error:
+        raise UserError(
+            f"max_failures = {config.max_failures}: a worker died more often ({str(error).splitlines()[0]}); it may "
+            "lack memory, lower num_workers or batch_size; what is written stays, run the job again to continue"
+        ) from error

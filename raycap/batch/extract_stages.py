@@ -1,0 +1,118 @@
+"""The two stages of an extraction, in Ray's workers: rows to pixels, pixels to one file of embeddings.
+
+A user's error goes along as the row's ``error``: Ray would hide its type and its line in a trace.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from raycap.data.features import write_features
+from raycap.data.images import ImageError, decode_image, resize_image
+from raycap.data.rows import Chunk, read_chunk
+from raycap.errors import UserError
+from raycap.hardware import Precision
+from raycap.predictor import EncoderStage
+
+
+def native_precision(device: torch.device) -> Precision:
+    """What :attr:`Precision.AUTO` comes to on a device."""
+    return Precision.BF16 if Precision.AUTO.dtype(device) is torch.bfloat16 else Precision.FP32
+
+
+def read_images(row: dict[str, Any], *, image_size: int) -> dict[str, Any]:
+    """Decode one chunk of rows.
+
+    Args:
+        row: ``file``, ``row_group`` and ``num_rows`` of the chunk; what else is in it goes along.
+
+    Returns:
+        The row with ``image_ids`` (n,) and ``images`` (n, image_size, image_size, 3) uint8.
+    """
+    chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))
+    table = read_chunk(chunk, ["image_id", "image_bytes"])
+    image_ids = table["image_id"].to_pylist()
+    images = np.empty((len(image_ids), image_size, image_size, 3), np.uint8)
+    error = ""
+    for index, data in enumerate(table["image_bytes"]):
+        try:
+            images[index] = resize_image(decode_image(data.as_py()), image_size)
+        except ImageError as reason:
+            error = f"rows = {chunk.file}: image {image_ids[index]}: {reason}; run jobs/ingest.py again"
+            break
+    return row | {"image_ids": image_ids, "images": images, "error": error}
+
+
+class EncodeChunk:
+    """Encodes chunks of images and writes each as one file of the store; an actor of the pool.
+
+    Several calls may run at once: one thread encodes, while the others write what it has encoded.
+
+    Args:
+        output: the store.
+        model: BLIP directory, s3:// prefix or hub name.
+        fingerprint: of the encoder that the store belongs to.
+        batch_size: images that the encoder takes at once.
+        torch_threads: of the encoder on the CPU, at most; never more than this machine has cores.
+    """
+
+    def __init__(
+        self, output: str, model: str, fingerprint: str, precision: Precision, batch_size: int, torch_threads: int
+    ) -> None:
+        self.output, self.batch_size = output, batch_size
+        self.torch_threads = min(torch_threads, len(os.sched_getaffinity(0)))
+        # One thread for all of torch: each thread that computes would start its own team of OpenMP threads.
+        # Ray sets OMP_NUM_THREADS from its own account of CPUs, which says nothing of the cores.
+        self._encoding = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(self.torch_threads))
+        self._stage = self._encoding.submit(EncoderStage.from_pretrained, model, precision).result()
+        if self._stage.id.fingerprint != fingerprint:
+            raise ValueError(f"model = {model}: not the model that the job began with; leave it alone meanwhile")
+        self._ready_at = time.time()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            row: of :func:`read_images`, with ``name`` of the file and ``source``, what it is made from.
+
+        Returns:
+            Counts and times; the embeddings are in the store.
+        """
+        image_ids, num_bytes, error = list(row["image_ids"]), 0, row["error"]
+        if not error:
+            try:
+                image_embeds = self._encoding.submit(self._encode, row["images"], image_ids).result()
+                num_bytes = write_features(self.output, row["name"], image_ids, image_embeds, row["source"])
+            except UserError as reason:
+                error = str(reason)
+        return {
+            "num_images": len(image_ids),
+            "num_bytes": num_bytes,
+            "ready_at": self._ready_at,
+            "finished_at": time.time(),
+            "torch_threads": self.torch_threads,
+            "error": error,
+        }
+
+    def _encode(self, images: np.ndarray, image_ids: Sequence[str]) -> np.ndarray:
+        """(n, H, W, 3) uint8 to (n, N, D) float16."""
+        encoder = self._stage.encoder
+        image_embeds = torch.empty((len(images), encoder.num_tokens, encoder.embed_dim), dtype=torch.float16)
+        for start in range(0, len(images), self.batch_size):
+            # Copied, because Ray's memory is read-only, which torch has no notion of.
+            batch = self._stage(images[start : start + self.batch_size].copy()).half()  # (b, N, D)
+            finite = batch.isfinite().flatten(1).all(dim=1)  # (b,)
+            if not finite.all():
+                image_id = image_ids[start + int(finite.int().argmin())]
+                raise UserError(
+                    f"model: an embedding of image {image_id} is no number or above 65504, the most that the store's "
+                    "float16 holds; give an encoder that normalises its output"
+                )
+            image_embeds[start : start + len(batch)] = batch
+        return image_embeds.numpy()

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+import torch
+from pycocotools.coco import COCO
+
+from raycap.batch.evaluate import EvaluateConfig, evaluate, run_evaluation
+from raycap.batch.evaluate_results import score, write_captions
+from raycap.batch.evaluate_stages import Variant
+from raycap.batch.gallery import choose_images
+from raycap.checkpoint import EncoderId, encoder_fingerprint, save_blip, save_refiner
+from raycap.data.corruptions import Clean, GaussianNoise
+from raycap.data.images import decode_image, resize_image
+from raycap.data.readers.shapes import captions, render, scene
+from raycap.data.rows import CHUNK_ROWS, SCHEMA, open_rows, read_chunk, write_manifest, write_rows
+from raycap.data.text import train_wordpiece
+from raycap.errors import UserError
+from raycap.hardware import Precision
+from raycap.models.blip import BlipShape, build_blip
+from raycap.models.rbm import GaussianBernoulliRBM
+from raycap.models.refiner import RbmRefiner
+from raycap.predictor import CaptionPredictor
+
+NUM_IMAGES = CHUNK_ROWS + 9  # two chunks
+NOISE = GaussianNoise(sigma=0.3)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of shapes, a tiny BLIP with random weights, an RBM for it and one for another encoder."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    _write_shapes(folder / "rows")
+    torch.manual_seed(0)
+    texts = [text for index in range(50) for text in captions(scene(0, index))]
+    shape = BlipShape(image_size=32, patch_size=8, embed_dim=32, num_heads=2, num_vision_layers=1, num_text_layers=1)
+    encoder, decoder = build_blip(shape, train_wordpiece(texts, 100))
+    # Random weights of the usual size see no image; larger ones give captions that differ.
+    for parameter in (*encoder.parameters(), *decoder.parameters()):
+        parameter.data.mul_(4)
+    save_blip(folder / "blip", encoder, decoder)
+    rbm = GaussianBernoulliRBM(32, 16)
+    torch.nn.init.normal_(rbm.weight)
+    refiner = RbmRefiner(rbm, torch.zeros(32), torch.ones(32))
+    save_refiner(folder / "rbm", refiner, EncoderId("blip", encoder_fingerprint(encoder)))
+    save_refiner(folder / "foreign_rbm", refiner, EncoderId("another", "0" * 16))
+    return folder
+
+
+def _write_shapes(uri: Path) -> None:
+    records = []
+    for index in range(NUM_IMAGES):
+        buffer = io.BytesIO()
+        render(scene(0, index), 48).save(buffer, "PNG")
+        records.append((f"{index:03d}.png", buffer.getvalue(), 48, 48, captions(scene(0, index)), "dev"))
+    columns = [
+        pa.array(list(column), field.type) for column, field in zip(zip(*records, strict=True), SCHEMA, strict=True)
+    ]
+    write_manifest(str(uri), [write_rows(str(uri), "dev-00000.parquet", pa.table(columns, schema=SCHEMA))])
+
+
+def _config(place: Path, **values: Any) -> EvaluateConfig:
+    defaults = {
+        "output": str(place / "out"), "rows": str(place / "rows"), "model": str(place / "blip"),
+        "rbm": str(place / "rbm"), "precision": "fp32", "exact_match": True, "torch_threads": 1,
+        "decoding": {"max_new_tokens": 8}, "num_resamples": 100, "gallery_images": 4,
+    }  # fmt: skip
+    return EvaluateConfig.model_validate(defaults | values)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def _read_captions(output: Path) -> dict[str, list[dict[str, str]]]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted((output / "captions").iterdir())}
+
+
+@pytest.mark.integration
+def test_captions_scores_and_report_of_both_variants_on_clean_and_spoiled_images(place: Path, cluster: None) -> None:
+    history = place / "history.jsonl"
+    history.write_text('{"step": 1, "train_caption_loss": 3.0}\n{"step": 2, "train_caption_loss": 2.0}\n')
+    config = _config(place, corruptions=[Clean(), NOISE], histories={"BLIP": str(history)}, batch_size=10)
+    metrics = evaluate(config)
+
+    found = _read_captions(place / "out")
+    assert set(found) == {f"{v}-{c}" for v in ("plain", "rbm") for c in ("clean", NOISE.name)}
+    image_ids = [f"{index:03d}.png" for index in range(NUM_IMAGES)]
+    assert all([item["image_id"] for item in items] == image_ids for items in found.values())
+    assert json.loads((place / "out/captions.json").read_text()) == found["plain-clean"]
+    assert len({json.dumps(items) for items in found.values()}) == 4, "the case shows nothing: captions are equal"
+
+    # The spoiled images' captions are those of the predictor on images spoiled by hand.
+    predictor = CaptionPredictor.from_pretrained(config.model, config.rbm, Precision.FP32)
+    table = read_chunk(open_rows(config.rows).chunks("dev")[0]).slice(0, 5).to_pylist()
+    images = [resize_image(decode_image(row["image_bytes"]), 32) for row in table]
+    spoiled = np.stack([NOISE.apply(image, row["image_id"]) for image, row in zip(images, table, strict=True)])
+    embeds = predictor.refine(predictor.encode(spoiled), Variant(name="rbm"))
+    assert predictor.decode(embeds, config.decoding) == [item["caption"] for item in found[f"rbm-{NOISE.name}"][:5]]
+
+    assert metrics["num_images"] == NUM_IMAGES
+    for interval in metrics["scores"]["clean"]["rbm"].values():
+        assert interval["low"] <= interval["value"] <= interval["high"]
+    scores, difference = metrics["scores"]["clean"], metrics["differences"]["clean"]["rbm"]["cider"]["value"]
+    assert difference == pytest.approx(scores["rbm"]["cider"]["value"] - scores["plain"]["cider"]["value"])
+    page = (place / "out/report.html").read_text()
+    assert page.count('<article class="card">') == 4
+    assert "BLIP: caption loss" in page
+
+
+@pytest.mark.integration
+def test_gate_0_gives_the_captions_of_plain_blip_and_no_difference(place: Path, cluster: None) -> None:
+    variants = [{"name": "gate0", "gate": 0, "passes": 3}]
+    with_rbm = run_evaluation(_config(place, variants=variants, output=str(place / "gate0")))
+    plain = run_evaluation(_config(place, rbm=None, output=str(place / "plain")))
+    assert _read_captions(place / "gate0")["gate0-clean"] == _read_captions(place / "plain")["plain-clean"]
+    assert with_rbm.metrics["scores"]["clean"]["gate0"] == plain.metrics["scores"]["clean"]["plain"]
+
+
+@pytest.mark.integration
+def test_captions_and_scores_depend_neither_on_batch_size_nor_on_the_number_of_workers(
+    place: Path, cluster: None
+) -> None:
+    results = []
+    for batch_size, num_workers in ((1, 1), (7, 2), (64, 1)):
+        output = place / f"batch-{batch_size}"
+        config = _config(
+            place, output=str(output), corruptions=[NOISE], batch_size=batch_size, num_workers=num_workers,
+            max_images=CHUNK_ROWS + 3,
+        )  # fmt: skip
+        metrics = run_evaluation(config).metrics
+        results.append((_read_captions(output), metrics["scores"]))
+    assert results[0] == results[1] == results[2]
+    assert len(results[0][0][f"plain-{NOISE.name}"]) == CHUNK_ROWS + 3
+
+
+@pytest.mark.integration
+def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(place: Path, cluster: None) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"rows": str(place / "nothing")}, "rows = .*nothing: no finished rows"),
+        ({"split": "test"}, "split = 'test': not in .*; it has dev"),
+        ({"model": str(place / "nothing")}, "model = .*nothing: no such directory"),
+        ({"model": str(place / "rbm")}, "model = .*: holds a gaussian_bernoulli_rbm, not a BLIP"),
+        ({"rbm": str(place / "blip")}, "rbm = .*: holds a blip, not an RBM"),
+        ({"rbm": str(place / "foreign_rbm")}, "rbm = .*: trained on embeddings of encoder another"),
+        ({"rbm": None, "variants": [{"name": "a", "gate": 0.5}]}, "variants.0.gate = 0.5: there is no RBM; set rbm"),
+        ({"corruptions": [NOISE, NOISE]}, "corruptions: 'gaussian_noise_0.3' stands there twice"),
+        ({"histories": {"BLIP": str(place / "none.jsonl")}}, "histories = .*none.jsonl: no such file"),
+        ({"num_workers": 99}, "num_workers = 99: .* CPUs of one node"),
+        ({"use_gpu": True}, "use_gpu = true: the cluster has no GPU"),
+    ]
+    for values, message in cases:
+        with pytest.raises(UserError, match=message):
+            evaluate(_config(place, output=str(place / "refused"), **values))
+    assert not (place / "refused").exists()
+
+
+@pytest.mark.integration
+def test_an_image_that_cannot_be_decoded_is_named_in_one_line(place: Path, cluster: None) -> None:
+    rows = str(place / "broken_rows")
+    values = [["bad.png"], [b"no image"], [1], [1], [["a"]], ["dev"]]
+    columns = [pa.array(value, field.type) for value, field in zip(values, SCHEMA, strict=True)]
+    write_manifest(rows, [write_rows(rows, "dev.parquet", pa.table(columns, schema=SCHEMA))])
+    with pytest.raises(UserError, match=r"image bad\.png: .*run jobs/ingest\.py") as caught:
+        evaluate(_config(place, rows=rows))
+    assert "\n" not in str(caught.value)
+
+
+def test_coco_tools_read_captions_and_references(tmp_path: Path) -> None:
+    texts = {"b/1.jpg": "a “red” circle", "a/2.jpg": ""}
+    references = {"b/1.jpg": ["a circle", "a red circle"], "a/2.jpg": ["a dog"]}
+    files = write_captions(str(tmp_path), {"clean": {"plain": texts}}, references)
+    assert list(files) == ["captions.json", "captions/plain-clean.json"]
+    truth = COCO(str(tmp_path / "references.json"))
+    truth.dataset["info"] = {}
+    result = truth.loadRes(str(tmp_path / "captions.json"))
+    assert {item["caption"] for item in result.imgToAnns["b/1.jpg"]} == {"a “red” circle"}
+    assert [item["caption"] for item in truth.imgToAnns["b/1.jpg"]] == ["a circle", "a red circle"]
+
+
+def test_equal_captions_have_no_difference_at_all() -> None:
+    references = {str(i): [f"a dog number {i}"] for i in range(20)}
+    texts = {str(i): f"a cat number {i % 3}" for i in range(20)}
+    found = score({"clean": {"plain": texts, "rbm": dict(texts)}}, references, num_resamples=200, seed=0)
+    assert list(found["differences"]["clean"]) == ["rbm"]
+    for interval in found["differences"]["clean"]["rbm"].values():
+        assert interval == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_gallery_prefers_images_on_which_the_variants_differ_and_is_the_same_each_time() -> None:
+    plain = {f"{i}.jpg": "a dog" for i in range(100)}
+    rbm = plain | {f"{i}.jpg": "a cat" for i in range(5)}
+    chosen = choose_images({"clean": {"plain": plain, "rbm": rbm}}, 10)
+    assert len(chosen) == len(set(chosen)) == 10
+    assert {f"{i}.jpg" for i in range(5)} <= set(chosen)
+    shuffled = {name: rbm[name] for name in reversed(plain)}
+    assert choose_images({"clean": {"plain": shuffled, "rbm": plain}}, 10) == chosen
+    assert len(choose_images({"clean": {"plain": plain}}, 1000)) == 100
