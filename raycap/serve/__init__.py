@@ -1,0 +1,1 @@
+"""Captions over HTTP: Ray Serve deployments around the predictor's stages."""

@@ -1,0 +1,62 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raycap.checkpoint import EncoderId, encoder_fingerprint, save_blip, save_refiner
+from raycap.data.images import decode_image
+from raycap.data.text import train_wordpiece
+from raycap.models.blip import BlipShape, Decoding, build_blip
+from raycap.models.rbm import GaussianBernoulliRBM
+from raycap.models.refiner import RbmRefiner
+from raycap.predictor import CaptionPredictor, Refinement
+
+EMBED_DIM = 32
+NUM_IMAGES = 16
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """A directory as the demo leaves it: demo/blip/model, demo/rbm/model; and wrong/, of another encoder."""
+    root = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    tokenizer = train_wordpiece(["a red circle above a blue square", "a green triangle below a star"] * 3, 100)
+    shape = BlipShape(image_size=32, embed_dim=EMBED_DIM, num_vision_layers=1, num_text_layers=1)
+    encoder, decoder = build_blip(shape, tokenizer)
+    save_blip(root / "demo/blip/model", encoder, decoder)
+    refiner = RbmRefiner(GaussianBernoulliRBM(EMBED_DIM, 16), torch.zeros(EMBED_DIM), torch.ones(EMBED_DIM))
+    torch.nn.init.normal_(refiner.rbm.weight, std=0.3)
+    save_refiner(root / "demo/rbm/model", refiner, EncoderId("tiny", encoder_fingerprint(encoder)))
+    save_refiner(root / "wrong", refiner, EncoderId("another", "0" * 16))
+    return root
+
+
+@pytest.fixture(scope="session")
+def files():
+    """Sixteen PNG files, each of its own colours and size."""
+    random = np.random.default_rng(0)
+    files = []
+    for index in range(NUM_IMAGES):
+        pixels = random.integers(0, 256, (3, 3, 3), dtype=np.uint8)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).resize((40 + index, 60), Image.Resampling.NEAREST).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    return files
+
+
+@pytest.fixture(scope="session")
+def predicted(models, files):
+    """The predictor's captions of all files, with embeddings rounded to half precision after each stage."""
+
+    def predicted(rbm):
+        predictor = CaptionPredictor.from_pretrained(str(models / "demo/blip/model"), rbm)
+        captions = []
+        for file in files:
+            embeds = predictor.encode(predictor.preprocess([decode_image(file)])).half()
+            refined = predictor.refine(embeds, Refinement()).half()
+            captions += predictor.decode(refined, Decoding())
+        return captions
+
+    return predicted

@@ -1,0 +1,151 @@
+"""The whole application on a local cluster, over HTTP."""
+
+import base64
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+import ray
+import yaml
+
+from raycap.errors import UserError
+from raycap.serve import server
+from raycap.serve.config import CaptionArgs
+
+pytestmark = pytest.mark.integration
+
+CPU_CONFIG = Path(__file__).parents[2] / "serve_configs/cpu.yaml"
+
+
+@pytest.fixture(scope="module")
+def ray_directory():
+    """Ray's own, with a short name: its sockets' paths have 107 characters."""
+    directory = tempfile.mkdtemp(prefix="ray-")
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_directory):
+    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=ray_directory, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def url(models, cluster):
+    values = {"model": str(models / "demo/blip/model"), "rbm": str(models / "demo/rbm/model"), "precision": "fp32"}
+    yield server.start(CaptionArgs.model_validate(values), port=0)
+    server.stop()
+
+
+def test_what_cannot_start_is_refused_at_once(models, cluster):
+    """Stands first: the cluster serves nothing yet."""
+    model = str(models / "demo/blip/model")
+    with pytest.raises(UserError, match=r"num_cpus: .* reserve 8\.3, the cluster has 2 CPUs; lower"):
+        server.start(CaptionArgs.model_validate({"model": model, "encoder": {"num_replicas": 2, "num_cpus": 4.05}}))
+    with pytest.raises(UserError, match=r"num_gpus: .* reserve 1, the cluster has 0 GPUs"):
+        server.start(CaptionArgs.model_validate({"model": model, "encoder": {"num_gpus": 1}}))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match=f"port = {port}: Address already in use; give a free one, or 0"):
+            server.start(CaptionArgs(model=model), port=port)
+
+
+def post_file(url, data):
+    return httpx.post(f"{url}/v1/caption", files={"file": data}, timeout=60)
+
+
+def test_sixteen_at_once_each_get_the_caption_that_the_predictor_gives(models, files, predicted, url):
+    with ThreadPoolExecutor(len(files)) as threads:
+        answers = list(
+            threads.map(lambda file: httpx.post(f"{url}/v1/caption", files={"file": file}, timeout=60), files)
+        )
+    assert [answer.status_code for answer in answers] == [200] * len(files)
+    assert [answer.json()["caption"] for answer in answers] == predicted(str(models / "demo/rbm/model"))
+
+
+def test_json_and_multipart_give_the_same(files, url):
+    multipart = post_file(url, files[0])
+    in_json = httpx.post(f"{url}/v1/caption", json={"image": base64.b64encode(files[0]).decode()}, timeout=60)
+    assert multipart.json() == in_json.json()
+    assert multipart.json()["model"] == "caption"
+
+
+def test_errors_keep_their_status_behind_the_proxy(url):
+    assert post_file(url, b"no image").status_code == 422
+    assert post_file(url, bytes(21 * 1024 * 1024)).status_code == 413
+    assert httpx.post(f"{url}/v1/caption", content=b"x").status_code == 415
+    assert httpx.get(f"{url}/nowhere").json()["error"]["type"] == "not_found"
+
+
+def test_a_second_application_is_refused_and_the_first_left_alone(models, url):
+    with pytest.raises(UserError, match="Serve already runs in this cluster"):
+        server.start(CaptionArgs(model=str(models / "demo/blip/model")), port=0)
+    assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+@pytest.fixture
+def serve_run(models, ray_directory, tmp_path):
+    """Starts ``serve run`` where the demo's models are, with cpu.yaml's application and one whose path is wrong.
+
+    Gives the process, its URL and its log.
+    """
+    processes = []
+
+    def start():
+        config = yaml.safe_load(CPU_CONFIG.read_text())
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            config["http_options"]["port"] = free.getsockname()[1]
+        (good,) = config["applications"]
+        wrong = {"name": "wrong", "route_prefix": "/wrong", "args": good["args"] | {"rbm": "demo/rbm/modle"}}
+        config["applications"].append(good | wrong)
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "config.yaml")]
+        environment = os.environ | {"RAY_ADDRESS": "local", "RAY_TMPDIR": ray_directory, "RAY_USAGE_STATS_ENABLED": "0"}
+        log = (tmp_path / "log").open("w")
+        processes.append(subprocess.Popen(command, cwd=models, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        return processes[-1], f"http://127.0.0.1:{config['http_options']['port']}", tmp_path / "log"
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def wait_until(condition, log, seconds=180):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.3)
+
+
+def answers(url):
+    try:
+        return httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_serve_run_answers_names_a_wrong_path_in_one_line_and_ends_at_an_interrupt(files, serve_run):
+    process, url, log = serve_run()
+    wait_until(lambda: answers(url), log)
+    assert post_file(url, files[0]).status_code == 200
+    wait_until(lambda: "no model there" in log.read_text(), log)
+    assert "demo/rbm/modle: no model there (config.json is missing); give a finished model directory" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0
+    assert not answers(url)
