@@ -1,0 +1,66 @@
+"""What is killed in the middle goes on without help, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny import TINY
+
+pytestmark = pytest.mark.integration
+
+
+def write_config(path: Path, rows: str, output: Path, strategy: dict[str, Any]) -> str:
+    shape = TINY.model_copy(update={"dropout": 0.1})  # so that the random states matter
+    config = {
+        "output": str(output),
+        "task": {"kind": "captioning", "rows": rows, "model": {"kind": "new", "shape": shape.model_dump()}},
+        "epochs": 3,
+        "batch_size_per_worker": 8,
+        "num_workers": 2,
+        "cpus_per_worker": 0.5,
+        "torch_threads": 1,
+        "precision": "fp32",
+        "strategy": strategy,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 2,
+        "shuffle_chunks": 1,
+    }
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def history(output: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["seconds"], record["data_wait_share"]
+    return records
+
+
+@pytest.mark.parametrize("strategy", [{"kind": "ddp"}, {"kind": "deepspeed", "stage": 2}], ids=["ddp", "deepspeed"])
+def test_a_training_worker_killed_mid_epoch_resumes_to_the_same_losses_and_weights(
+    strategy: dict[str, Any], tiny_rows: str, tmp_path: Path, start_job: Callable[..., Any]
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    code, output, errors = start_job(
+        "train", "--config", write_config(tmp_path / "a.yaml", tiny_rows, whole, strategy)
+    ).wait()
+    assert code == 0, errors
+
+    def mid_epoch() -> bool:
+        # 8 steps an epoch, a checkpoint every 2: the second checkpoint is at step 4.
+        return len(list(killed.glob("checkpoints/checkpoint_*"))) >= 2
+
+    job = start_job("train", "--config", write_config(tmp_path / "b.yaml", tiny_rows, killed, strategy))
+    job.kill_worker("RayTrainWorker", when=mid_epoch)
+    code, output, errors = job.wait()
+    assert code == 0, errors
+    assert "resumed at step" in output + errors
+    assert history(killed) == history(whole)
+    weights = "model/model.safetensors"
+    assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
+    assert not list(killed.rglob("*.partial"))
