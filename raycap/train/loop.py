@@ -106,6 +106,7 @@ class _Worker:
         if checkpoint is not None:
             with checkpoint.as_directory() as directory:
                 self.place = load_state(Path(directory), self.rank, self.strategy, self.device)
+            self.place.resumed_at = self.place.step
             if self.rank == 0:
                 say(f"resumed at step {self.place.step:,} of {self.total_steps:,}")
         place, self._started = self.place, time.monotonic() - self.place.seconds
@@ -247,6 +248,8 @@ class _Worker:
         }
         if totals[-1]:
             record |= {f"train_{name}": total / totals[-1] for name, total in zip(names, totals, strict=False)}
+        if place.resumed_at is not None:
+            record["resumed_at"], place.resumed_at = place.resumed_at, None
         record |= metrics
         place.history.append(record)
         wrong = {name: value for name, value in record.items() if not math.isfinite(value)}

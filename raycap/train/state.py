@@ -35,6 +35,8 @@ class Place:
     loss_sums: dict[str, torch.Tensor] = field(default_factory=dict)
     """Since the last record, on this worker; 0-d float64, on its device, so that a step never waits for them."""
     losses_summed: int = 0
+    resumed_at: int | None = None
+    """The step at which this run was resumed, until a record says so."""
 
 
 def save_state(directory: Path, rank: int, place: Place, strategy: Strategy) -> None:
