@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from raycap import storage
 from raycap.config import Config
-from raycap.data.rows import Chunk
+from raycap.data.rows import Chunk, require_split
 from raycap.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -69,14 +69,13 @@ class FeatureStore(Config):
     def num_images(self, split: str) -> int:
         return sum(chunk.num_rows for chunk in self.chunks(split))
 
-    def chunks(self, split: str) -> list[Chunk]:
+    def chunks(self, split: str, field: str = "split") -> list[Chunk]:
         """Every chunk of a split, one for one the chunks of ``Rows.chunks(split)`` in their order.
 
         Raises:
-            UserError: the split is not there.
+            UserError: the split is not there; ``field`` names the setting that asks for it.
         """
-        if split not in self.splits:
-            raise UserError(f"split = {split!r}: not in {self.uri}; it has {', '.join(self.splits)}")
+        require_split(split, self.splits, self.uri, field)
         return [
             Chunk(storage.join(self.uri, file.name), 0, file.num_images) for file in self.files if file.split == split
         ]

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raycap import storage
 from raycap.config import Config
+from raycap.data.images import ImageError, decode_image, resize_image
 from raycap.errors import UserError
 
 CHUNK_ROWS = 64
@@ -67,20 +69,25 @@ class Rows(Config):
     def num_rows(self, split: str) -> int:
         return sum(chunk.num_rows for chunk in self.chunks(split))
 
-    def chunks(self, split: str) -> list[Chunk]:
+    def chunks(self, split: str, field: str = "split") -> list[Chunk]:
         """Every chunk of a split, in the order of the files.
 
         Raises:
-            UserError: the split is not there.
+            UserError: the split is not there; ``field`` names the setting that asks for it.
         """
-        if split not in self.splits:
-            raise UserError(f"split = {split!r}: not in {self.uri}; it has {', '.join(self.splits)}")
+        require_split(split, self.splits, self.uri, field)
         return [
             Chunk(storage.join(self.uri, file.name), index, num_rows)
             for file in self.files
             if file.split == split
             for index, num_rows in enumerate(file.row_groups)
         ]
+
+
+def require_split(split: str, splits: Sequence[str], uri: str, field: str) -> None:
+    """Refuse a split that is not there, in one line for all kinds of data."""
+    if split not in splits:
+        raise UserError(f"{field} = {split!r}: not in {uri}; it has {', '.join(splits)}")
 
 
 def open_rows(uri: str, field: str = "rows") -> Rows:
@@ -131,3 +138,25 @@ def read_chunk(chunk: Chunk, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one chunk, only the named columns."""
     with storage.open_input(chunk.file) as file, pq.ParquetFile(file) as parquet:
         return parquet.read_row_group(chunk.row_group, columns=list(columns) if columns else None)
+
+
+def decode_images(chunk: Chunk, table: pa.Table, image_size: int) -> np.ndarray:
+    """The images of (some) rows of a chunk.
+
+    Args:
+        table: with columns ``image_id`` and ``image_bytes``.
+
+    Returns:
+        (n, image_size, image_size, 3) uint8.
+
+    Raises:
+        UserError: a file is no image; names the first.
+    """
+    images = np.empty((len(table), image_size, image_size, 3), np.uint8)
+    for index, data in enumerate(table["image_bytes"]):
+        try:
+            images[index] = resize_image(decode_image(data.as_py()), image_size)
+        except ImageError as reason:
+            image_id = table["image_id"][index].as_py()
+            raise UserError(f"rows = {chunk.file}: image {image_id}: {reason}; run jobs/ingest.py again") from None
+    return images

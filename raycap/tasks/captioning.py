@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from raycap.losses import IGNORE_INDEX, caption_loss
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder
@@ -30,10 +29,6 @@ class CaptioningTask(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         self.num_prompt_tokens = num_prompt_tokens
         encoder.requires_grad_(not freeze_encoder)
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.decoder.tokenizer
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Args:

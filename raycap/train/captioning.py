@@ -16,8 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from raycap import storage
 from raycap.checkpoint import absolute_source, load_blip, save_blip
 from raycap.config import Config
-from raycap.data.images import decode_image, resize_image
-from raycap.data.rows import Chunk, Rows, open_rows, read_chunk
+from raycap.data.rows import Chunk, Rows, decode_images, open_rows, read_chunk
 from raycap.data.text import count_prompt_tokens, encode_captions, train_wordpiece
 from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, BlipShape, build_blip
@@ -77,8 +76,8 @@ class CaptioningTraining(Config):
             UserError: they are not, or the captions do not fit the model.
         """
         rows = open_rows(self.rows, "task.rows")
-        for split in (self.train_split, self.validation_split):
-            rows.chunks(split)
+        rows.chunks(self.train_split, "task.train_split")
+        rows.chunks(self.validation_split, "task.validation_split")
         if isinstance(self.model, PretrainedBlip):
             _, decoder = load_blip(self.model.path, "task.model.path")
             positions = decoder.text_decoder.config.max_position_embeddings
@@ -168,14 +167,14 @@ class CaptionedImages:
 
     def read(self, chunks: Sequence[Chunk], rng: np.random.Generator) -> Arrays:
         """``images`` (n, H, W, 3) uint8 and ``input_ids`` (n, T) int64."""
-        images, captions = [], []
+        images: list[np.ndarray] = []
+        captions: list[str] = []
         for chunk in chunks:
-            table = read_chunk(chunk, ["image_bytes", "captions"])
-            for data, choices in zip(table["image_bytes"], table["captions"].to_pylist(), strict=True):
-                images.append(resize_image(decode_image(data.as_py()), self.image_size))
-                captions.append(choices[rng.integers(len(choices))])
+            table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
+            images.append(decode_images(chunk, table, self.image_size))
+            captions += [choices[rng.integers(len(choices))] for choices in table["captions"].to_pylist()]
         input_ids = encode_captions(self.tokenizer, captions, self.bos_id, self.prompt, self.max_tokens)
-        return {"images": np.stack(images), "input_ids": input_ids}
+        return {"images": np.concatenate(images), "input_ids": input_ids}
 
     def to_samples(self, arrays: Arrays) -> Batch:
         return to_tensors(arrays)

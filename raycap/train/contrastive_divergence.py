@@ -14,8 +14,7 @@ from torch import nn
 from raycap.checkpoint import EncoderId, absolute_source, save_refiner
 from raycap.config import Config
 from raycap.data.features import FeatureStore, open_store, read_features
-from raycap.data.images import decode_image, resize_image
-from raycap.data.rows import Chunk, Rows, open_rows, read_chunk
+from raycap.data.rows import Chunk, Rows, decode_images, open_rows, read_chunk
 from raycap.hardware import Precision
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
@@ -95,8 +94,8 @@ class ContrastiveDivergenceTraining(Config):
             UserError: they are not, or have no such split.
         """
         data = self._open()
-        for split in (self.train_split, self.validation_split):
-            data.chunks(split)
+        data.chunks(self.train_split, "task.train_split")
+        data.chunks(self.validation_split, "task.validation_split")
 
     def _open(self) -> FeatureStore | Rows:
         if isinstance(self.features, StoredFeatures):
@@ -213,8 +212,7 @@ class OnlineTokens:
 
 
 def _read_images(chunk: Chunk, image_size: int) -> np.ndarray:
-    files = read_chunk(chunk, ["image_bytes"])["image_bytes"]
-    return np.stack([resize_image(decode_image(data.as_py()), image_size) for data in files])
+    return decode_images(chunk, read_chunk(chunk, ["image_id", "image_bytes"]), image_size)
 
 
 def _encode(stage: EncoderStage, images: np.ndarray, batch_size: int) -> torch.Tensor:

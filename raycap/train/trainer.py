@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import ray
 import ray.train
 from pyarrow import fs
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -57,8 +56,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         run_config=RunConfig(
             name=_CHECKPOINTS,
             storage_path=path,
-            # Ray shows workers without a GPU of their own all the same.
-            worker_runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if _hide_gpus(config) else None,
+            worker_runtime_env=cluster.hidden_gpus(config.use_gpu),
             storage_filesystem=None if isinstance(filesystem, fs.LocalFileSystem) else filesystem,
             checkpoint_config=CheckpointConfig(
                 num_to_keep=config.keep_checkpoints, checkpoint_score_attribute="score", checkpoint_score_order="min"
@@ -118,10 +116,6 @@ def _clear(output: str) -> None:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=_FREE_SETTINGS)
-
-
-def _hide_gpus(config: TrainConfig) -> bool:
-    return not config.use_gpu and ray.cluster_resources().get("GPU", 0) > 0
 
 
 def _differences(before: Any, after: Any, path: str = "") -> list[str]:

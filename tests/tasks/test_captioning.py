@@ -35,7 +35,7 @@ def test_padding_never_changes_the_loss(tiny_blip: str) -> None:
 def test_the_loss_is_the_mean_over_caption_tokens_without_the_prompt(tiny_blip: str) -> None:
     task, batch = batch_of(tiny_blip, ["red circle"], "a", 12)
     ids = batch["input_ids"]
-    tokens = task.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+    tokens = task.decoder.tokenizer.convert_ids_to_tokens(ids[0].tolist())
     assert tokens[:5] == ["[DEC]", "a", "red", "circle", "[SEP]"]
     logits = task.decoder(task.encoder(batch["images"]), ids[:, :5])[0]
     # Position t scores the token at t + 1; of "[DEC] a red circle [SEP]" the last three are learned.
