@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import Any
 
 import ray
 
@@ -52,6 +53,12 @@ def quiet() -> None:
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def hidden_gpus(use_gpu: bool) -> dict[str, Any] | None:
+    """The runtime_env of workers without a GPU of their own, which Ray shows all of them."""
+    gpus = ray.cluster_resources().get("GPU", 0)
+    return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if gpus and not use_gpu else None
 
 
 def require(num_workers: int, cpus_per_worker: float, use_gpu: bool, reader_cpus: float = 0.0) -> None:

@@ -12,38 +12,31 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import ray
 from pydantic import Field
-from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStrategy
 
 from raycap import storage
 from raycap.batch.evaluate_results import score, write_captions
 from raycap.batch.evaluate_stages import CaptionBatch, Variant, read_batch
 from raycap.batch.gallery import choose_images, read_cards
+from raycap.batch.pool import PoolConfig, require_room, run_pool
 from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_blip, load_refiner
-from raycap.cluster import connect, quiet, require
 from raycap.data.corruptions import Clean, Corruption
 from raycap.data.rows import Chunk, open_rows, read_chunk
 from raycap.errors import UserError
 from raycap.hardware import Precision
-from raycap.job import JobConfig
 from raycap.models.blip import Decoding
 from raycap.progress import Progress
 from raycap.report.curves import draw_curves, read_history
 from raycap.report.evaluation import evaluation_report
 from raycap.report.html import Curve, Report, write_report
 
-_READER_CPUS = 0.5
-_BATCHES_PER_WORKER = 16
 
-
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(PoolConfig):
     """Captions of a split, scored against its references."""
 
     rows: str
@@ -75,21 +68,6 @@ class EvaluateConfig(JobConfig):
 
     batch_size: int | None = Field(default=None, ge=1)
     """Images captioned at once, 64 at most; null is 16 on a CPU and 64 on a GPU."""
-
-    num_workers: int = Field(default=1, ge=1)
-    """Predictors at work at once."""
-
-    cpus_per_worker: float = Field(default=0.5, gt=0)
-    """CPUs that each reserves from Ray's account; half a CPU must remain for decoding images."""
-
-    torch_threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each predictor; null divides the cluster's cores among the workers."""
-
-    use_gpu: bool = False
-    """One GPU for each worker."""
-
-    max_failures: int = Field(default=3, ge=0)
-    """How often each worker may die (killed, out of memory) and be started again."""
 
     num_resamples: int = Field(default=1000, ge=100)
     """Of the bootstrap."""
@@ -157,8 +135,7 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
     curves = [curve for title, uri in config.histories.items() for curve in draw_curves(title, read_history(uri))]
     split = _read_split(config)
     model = _check_model(config)
-    connect()
-    require(config.num_workers, config.cpus_per_worker, config.use_gpu, _READER_CPUS)
+    require_room(config)
     captioned = _caption(config, variants, split, model)
     files = write_captions(config.output, captioned.captions, split.references)
     metrics = {
@@ -264,55 +241,18 @@ def _caption(config: EvaluateConfig, variants: Sequence[Variant], split: _Split,
 def _results(
     config: EvaluateConfig, variants: Sequence[Variant], batches: Sequence[dict[str, Any]], image_size: int
 ) -> Iterator[dict[str, Any]]:
-    """What :class:`CaptionBatch` gives for each batch and corruption, in any order.
-
-    Raises:
-        UserError: an image cannot be decoded, or a worker died more than ``max_failures`` times.
-    """
-    quiet()
-    items: Dataset = ray.data.from_items(list(batches), override_num_blocks=len(batches))
-    # Decoded images wait in Ray's memory: a few batches for each worker, however many there are.
+    """What :class:`CaptionBatch` gives for each batch and corruption, in any order."""
+    read = partial(read_batch, image_size=image_size, corruptions=config.corruptions)
+    worker = {
+        "model": absolute_source(config.model),
+        "rbm": None if config.rbm is None else storage.absolute(config.rbm),
+        "precision": config.precision,
+        "variants": variants,
+        "decoding": config.decoding,
+    }
     batch_bytes = max(batch["stop"] - batch["start"] for batch in batches) * image_size**2 * 3
-    waiting = batch_bytes * len(config.corruptions) * _BATCHES_PER_WORKER * config.num_workers
-    items.context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=waiting)
-    threads = config.torch_threads or max(1, int(ray.cluster_resources()["CPU"]) // config.num_workers)
-    worker = dict[str, Any](
-        model=absolute_source(config.model),
-        rbm=None if config.rbm is None else storage.absolute(config.rbm),
-        precision=config.precision,
-        variants=variants,
-        decoding=config.decoding,
-        torch_threads=threads,
-    )
-    # Ray hides GPUs from nobody who did not reserve one.
-    hide = ray.cluster_resources().get("GPU") and not config.use_gpu
-    with warnings.catch_warnings():
-        # There is no parameter by another name for max_restarts. It also keeps Ray from fusing both
-        # stages into one, in which decoding would wait for captioning.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        results = items.flat_map(
-            partial(read_batch, image_size=image_size, corruptions=config.corruptions),
-            compute=TaskPoolStrategy(),
-            num_cpus=_READER_CPUS,
-        ).map(
-            CaptionBatch,  # type: ignore[arg-type]  # an actor's class; Ray's annotation knows functions only
-            fn_constructor_kwargs=worker,
-            compute=ActorPoolStrategy(size=config.num_workers),
-            num_cpus=config.cpus_per_worker,
-            num_gpus=int(config.use_gpu),
-            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if hide else None,
-            max_restarts=config.max_failures,
-        )
-    try:
-        for row in results.iter_rows():
-            if row["error"]:
-                raise UserError(row["error"])
-            yield json.loads(row["result"])
-    except ray.exceptions.RayActorError as error:
-        raise UserError(
-            f"max_failures = {config.max_failures}: a worker died more often ({str(error).splitlines()[0]}); it may "
-            "lack memory, lower num_workers or batch_size"
-        ) from error
+    for row in run_pool(config, batches, read, CaptionBatch, worker, batch_bytes * len(config.corruptions)):
+        yield json.loads(row["result"])
 
 
 def _report(

@@ -1,12 +1,8 @@
-"""The two stages of an evaluation, in Ray's workers: rows to spoiled pixels, pixels to captions.
-
-A user's error goes along as the row's ``error``: Ray would hide its type and its line in a trace.
-"""
+"""The two stages of an evaluation, in Ray's workers: rows to spoiled pixels, pixels to captions."""
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -14,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from raycap.batch.pool import usable_threads
 from raycap.data.corruptions import Corruption
-from raycap.data.images import ImageError, decode_image, resize_image
-from raycap.data.rows import Chunk, read_chunk
+from raycap.data.rows import Chunk, decode_images, read_chunk
+from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.blip import Decoding
 from raycap.predictor import CaptionPredictor, Refinement
@@ -37,24 +34,24 @@ def read_batch(row: dict[str, Any], *, image_size: int, corruptions: Sequence[Co
 
     Returns:
         For each corruption its name as ``corruption``, ``image_ids`` (b,), ``images``
-        (b, image_size, image_size, 3) uint8, and ``error``, empty if every file is an image.
+        (b, image_size, image_size, 3) uint8, and ``error``; b is 0 if a file is no image.
     """
     chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))
     start, stop = int(row["start"]), int(row["stop"])
     table = read_chunk(chunk, ["image_id", "image_bytes"]).slice(start, stop - start)
     image_ids = table["image_id"].to_pylist()
-    images = np.zeros((len(image_ids), image_size, image_size, 3), np.uint8)
-    error = ""
-    for index, data in enumerate(table["image_bytes"]):
-        try:
-            images[index] = resize_image(decode_image(data.as_py()), image_size)
-        except ImageError as reason:
-            error = f"rows = {chunk.file}: image {image_ids[index]}: {reason}; run jobs/ingest.py again"
+    images, error = np.empty((0, image_size, image_size, 3), np.uint8), ""
+    try:
+        images = decode_images(chunk, table, image_size)
+    except UserError as reason:
+        error, image_ids = str(reason), []
     return [
         {
             "corruption": corruption.name,
             "image_ids": image_ids,
-            "images": np.stack([corruption.apply(*pair) for pair in zip(images, image_ids, strict=True)]),
+            "images": np.array(
+                [corruption.apply(*pair) for pair in zip(images, image_ids, strict=True)], np.uint8
+            ).reshape(images.shape),
             "error": error,
         }
         for corruption in corruptions
@@ -80,7 +77,7 @@ class CaptionBatch:
         decoding: Decoding,
         torch_threads: int,
     ) -> None:
-        torch.set_num_threads(min(torch_threads, len(os.sched_getaffinity(0))))
+        torch.set_num_threads(usable_threads(torch_threads))
         self.variants, self.decoding = variants, decoding
         self.predictor = CaptionPredictor.from_pretrained(model, rbm, precision)
         self.ready_at = time.time()

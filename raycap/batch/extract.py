@@ -12,38 +12,32 @@ was killed loses only what it had in hand, and the next one does only what is mi
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import ray
 import torch
 from pydantic import Field
-from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStrategy
 
 from raycap import storage
 from raycap.batch.extract_plan import Item, done_files, plan
 from raycap.batch.extract_stages import EncodeChunk, native_precision, read_images
+from raycap.batch.pool import PoolConfig, require_room, run_pool
 from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_blip
-from raycap.cluster import connect, quiet, require
 from raycap.data.features import MANIFEST, claim_store, claimed_precision, finish_store
 from raycap.data.rows import Rows, open_rows
 from raycap.errors import UserError
 from raycap.hardware import Precision
-from raycap.job import JobConfig
 from raycap.models.blip import BlipImageEncoder
 from raycap.progress import Progress, say
 
-_READER_CPUS = 0.5
 # One call encodes, the others write; one thread writes about 300 images/s of BLIP-base's size.
 _CALLS_PER_CPU_WORKER = 2
 _CALLS_PER_GPU_WORKER = 6
-# Decoded images wait in Ray's memory: a few chunks for each worker, however many there are.
-_CHUNKS_PER_WORKER = 16
 
 
-class ExtractConfig(JobConfig):
+class ExtractConfig(PoolConfig):
     """Images to embeddings; other jobs read them by ``features: {output}``."""
 
     rows: str
@@ -61,21 +55,6 @@ class ExtractConfig(JobConfig):
     batch_size: int | None = Field(default=None, ge=1)
     """Images that the encoder takes at once; null is 1 on a CPU (fastest there) and 64 on a GPU."""
 
-    num_workers: int = Field(default=1, ge=1)
-    """Encoders at work at once."""
-
-    cpus_per_worker: float = Field(default=0.5, gt=0)
-    """CPUs that each reserves from Ray's account; half a CPU must remain for decoding images."""
-
-    torch_threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each encoder; null divides the cluster's cores among the workers."""
-
-    use_gpu: bool = False
-    """One GPU for each worker."""
-
-    max_failures: int = Field(default=3, ge=0)
-    """How often each worker may die (killed, out of memory) and be started again."""
-
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
     """Encode the images of rows into a feature store, only those that are missing there."""
@@ -90,7 +69,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     done = done_files(output, items)
     missing = [item for item in items if item.file.split in wanted and item.file.name not in done]
     if missing:
-        _require_room(config)
+        require_room(config)
         storage.delete(storage.join(output, MANIFEST))  # no store is finished while it is worked on
     else:
         say(f"extract: nothing is missing in {output}")
@@ -126,7 +105,7 @@ def _claim(config: ExtractConfig, output: str, owner: EncoderId) -> Precision:
     """Make the store this encoder's, or see that it is; returns what ``precision: auto`` means there."""
     claimed = claimed_precision(output)
     if claimed is None:
-        _require_room(config)  # before anything is written
+        require_room(config)  # before anything is written
     precision = config.precision
     if precision is Precision.AUTO:
         precision = _native_precision(config) if claimed is None else Precision(claimed)
@@ -135,12 +114,6 @@ def _claim(config: ExtractConfig, output: str, owner: EncoderId) -> Precision:
     except OSError as error:
         raise UserError(f"output = {output}: cannot be written ({error}); choose another output") from None
     return precision
-
-
-def _require_room(config: ExtractConfig) -> None:
-    connect()
-    quiet()
-    require(config.num_workers, config.cpus_per_worker, config.use_gpu, _READER_CPUS)
 
 
 def _native_precision(config: ExtractConfig) -> Precision:
@@ -170,9 +143,11 @@ def _encode(
         return {"images_done_now": 0, "bytes_written": 0, "images_per_second": None, "torch_threads": None}
     progress = Progress("extract", "images", sum(item.file.num_images for item in missing))
     reports = []
-    for report in run_pool(config, missing, worker, encoder.image_size):
-        if report["error"]:
-            raise UserError(report["error"])
+    rows = [item.chunk._asdict() | {"name": item.file.name, "source": item.source} for item in missing]
+    read = partial(read_images, image_size=encoder.image_size)
+    chunk_bytes = max(item.chunk.num_rows for item in missing) * encoder.image_size**2 * 3
+    calls = _CALLS_PER_GPU_WORKER if config.use_gpu else _CALLS_PER_CPU_WORKER
+    for report in run_pool(config, rows, read, EncodeChunk, worker, chunk_bytes, calls):
         reports.append(report)
         progress.advance(report["num_images"])
     progress.finish()
@@ -184,52 +159,3 @@ def _encode(
         "images_per_second": round(progress.done / seconds, 2),
         "torch_threads": reports[0]["torch_threads"],
     }
-
-
-def run_pool(
-    config: ExtractConfig, items: Sequence[Item], worker: dict[str, Any], image_size: int
-) -> Iterator[dict[str, Any]]:
-    """What :class:`EncodeChunk` says of each chunk, in the order they are finished.
-
-    Raises:
-        UserError: a worker died more than ``max_failures`` times.
-    """
-    resources = ray.cluster_resources()
-    threads = config.torch_threads or max(1, int(resources["CPU"]) // config.num_workers)
-    calls = _CALLS_PER_GPU_WORKER if config.use_gpu else _CALLS_PER_CPU_WORKER
-    chunks: Dataset = ray.data.from_items(
-        [item.chunk._asdict() | {"name": item.file.name, "source": item.source} for item in items],
-        override_num_blocks=len(items),
-    )
-    waiting_bytes = max(item.chunk.num_rows for item in items) * image_size**2 * 3 * _CHUNKS_PER_WORKER
-    limits = ExecutionResources.for_limits(object_store_memory=waiting_bytes * config.num_workers)
-    chunks.context.execution_options.resource_limits = limits
-    # Ray hides GPUs from nobody who did not reserve one.
-    hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}} if resources.get("GPU") and not config.use_gpu else None
-    with warnings.catch_warnings():
-        # There is no parameter by another name for max_restarts. It also keeps Ray from fusing both
-        # stages into one, in which decoding would wait for encoding.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        reports = chunks.map(
-            partial(read_images, image_size=image_size), compute=TaskPoolStrategy(), num_cpus=_READER_CPUS
-        ).map(
-            EncodeChunk,  # type: ignore[arg-type]  # an actor's class; Ray's annotation knows functions only
-            fn_constructor_kwargs=worker | {"torch_threads": threads},
-            compute=ActorPoolStrategy(
-                size=config.num_workers,
-                max_tasks_in_flight_per_actor=calls,
-                max_concurrent_calls_per_actor=calls,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=config.cpus_per_worker,
-            num_gpus=int(config.use_gpu),
-            runtime_env=hidden,
-            max_restarts=config.max_failures,
-        )
-    try:
-        yield from reports.iter_rows()
-    except ray.exceptions.RayActorError as error:
-        raise UserError(
-            f"max_failures = {config.max_failures}: a worker died more often ({str(error).splitlines()[0]}); it may "
-            "lack memory, lower num_workers or batch_size; what is written stays, run the job again to continue"
-        ) from error

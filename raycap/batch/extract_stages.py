@@ -1,11 +1,7 @@
-"""The two stages of an extraction, in Ray's workers: rows to pixels, pixels to one file of embeddings.
-
-A user's error goes along as the row's ``error``: Ray would hide its type and its line in a trace.
-"""
+"""The two stages of an extraction, in Ray's workers: rows to pixels, pixels to one file of embeddings."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from raycap.batch.pool import usable_threads
 from raycap.data.features import write_features
-from raycap.data.images import ImageError, decode_image, resize_image
-from raycap.data.rows import Chunk, read_chunk
+from raycap.data.rows import Chunk, decode_images, read_chunk
 from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.predictor import EncoderStage
@@ -27,27 +23,25 @@ def native_precision(device: torch.device) -> Precision:
     return Precision.BF16 if Precision.AUTO.dtype(device) is torch.bfloat16 else Precision.FP32
 
 
-def read_images(row: dict[str, Any], *, image_size: int) -> dict[str, Any]:
+def read_images(row: dict[str, Any], *, image_size: int) -> list[dict[str, Any]]:
     """Decode one chunk of rows.
 
     Args:
         row: ``file``, ``row_group`` and ``num_rows`` of the chunk; what else is in it goes along.
 
     Returns:
-        The row with ``image_ids`` (n,) and ``images`` (n, image_size, image_size, 3) uint8.
+        One row: that of before with ``image_ids`` (n,), ``images`` (n, image_size, image_size, 3) uint8, and
+        ``error``; n is 0 if a file is no image.
     """
     chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))
     table = read_chunk(chunk, ["image_id", "image_bytes"])
     image_ids = table["image_id"].to_pylist()
-    images = np.empty((len(image_ids), image_size, image_size, 3), np.uint8)
-    error = ""
-    for index, data in enumerate(table["image_bytes"]):
-        try:
-            images[index] = resize_image(decode_image(data.as_py()), image_size)
-        except ImageError as reason:
-            error = f"rows = {chunk.file}: image {image_ids[index]}: {reason}; run jobs/ingest.py again"
-            break
-    return row | {"image_ids": image_ids, "images": images, "error": error}
+    images, error = np.empty((0, image_size, image_size, 3), np.uint8), ""
+    try:
+        images = decode_images(chunk, table, image_size)
+    except UserError as reason:
+        error, image_ids = str(reason), []
+    return [row | {"image_ids": image_ids, "images": images, "error": error}]
 
 
 class EncodeChunk:
@@ -67,9 +61,8 @@ class EncodeChunk:
         self, output: str, model: str, fingerprint: str, precision: Precision, batch_size: int, torch_threads: int
     ) -> None:
         self.output, self.batch_size = output, batch_size
-        self.torch_threads = min(torch_threads, len(os.sched_getaffinity(0)))
+        self.torch_threads = usable_threads(torch_threads)
         # One thread for all of torch: each thread that computes would start its own team of OpenMP threads.
-        # Ray sets OMP_NUM_THREADS from its own account of CPUs, which says nothing of the cores.
         self._encoding = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(self.torch_threads))
         self._stage = self._encoding.submit(EncoderStage.from_pretrained, model, precision).result()
         if self._stage.id.fingerprint != fingerprint:

@@ -23,7 +23,6 @@ from PIL import Image
 
 from raycap.batch import extract as extract_module
 from raycap.batch.extract import ExtractConfig, extract
-from raycap.batch.extract_stages import EncodeChunk, read_images
 from raycap.checkpoint import save_blip
 from raycap.data.features import open_store, read_features, read_image_ids
 from raycap.data.images import decode_image, resize_image
@@ -81,15 +80,18 @@ def pool(monkeypatch) -> list[str]:
     """Runs both stages in this process; the list says which files were made."""
     made: list[str] = []
 
-    def run_pool(config, items, worker, image_size) -> Iterator[dict]:
-        actor = EncodeChunk(**worker, torch_threads=1)
+    def run_pool(config, items, read, worker, worker_kwargs, item_bytes, concurrent_calls) -> Iterator[dict]:
+        actor = worker(**worker_kwargs, torch_threads=1)
         for item in items:
-            made.append(item.file.name)
-            row = item.chunk._asdict() | {"name": item.file.name, "source": item.source}
-            yield actor(read_images(row, image_size=image_size))
+            made.append(item["name"])
+            for row in read(item):
+                report = actor(row)
+                if report["error"]:
+                    raise UserError(report["error"])
+                yield report
 
     monkeypatch.setattr(extract_module, "run_pool", run_pool)
-    monkeypatch.setattr(extract_module, "_require_room", lambda config: None)
+    monkeypatch.setattr(extract_module, "require_room", lambda config: None)
     return made
 
 
