@@ -73,6 +73,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if result.checkpoint is None:
             _clear(config.output)  # nothing is lost, and the mended run may have the same output
         raise UserError(error_line)
+    _delete_orphans(storage.join(config.output, _CHECKPOINTS), result)
     return _metrics(config, recipe.score_name)
 
 
@@ -112,6 +113,15 @@ def _clear(output: str) -> None:
     # run.json last: without it, checkpoints that are still there would be taken for the next run's.
     for name in ("metrics.json", ERROR, HISTORY, _CHECKPOINTS, "model", "tokenizer", _RUN):
         storage.delete(storage.join(output, name))
+
+
+def _delete_orphans(checkpoints: str, result: ray.train.Result) -> None:
+    """Delete what a killed worker had written, whole or half, before Ray Train knew of it."""
+    known = {checkpoint.path.rstrip("/").rpartition("/")[2] for checkpoint, _ in result.best_checkpoints or ()}
+    found = {entry.name.partition("/")[0] for entry in storage.list_files(checkpoints)}
+    for name in found - known:
+        if name.startswith("checkpoint_") and not name.endswith(".json"):
+            storage.delete(storage.join(checkpoints, name))
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
