@@ -22,16 +22,21 @@ class RbmRefiner(nn.Module):
 
     mean: torch.Tensor
     scale: torch.Tensor
+    _inverse_scale: torch.Tensor
+    _shift: torch.Tensor
 
     def __init__(self, rbm: GaussianBernoulliRBM, mean: torch.Tensor, scale: torch.Tensor) -> None:
         super().__init__()
         self.rbm = rbm
         self.register_buffer("mean", mean.float())
         self.register_buffer("scale", scale.float())
+        # One pass over the embeddings instead of two.
+        self.register_buffer("_inverse_scale", 1 / scale.float(), persistent=False)
+        self.register_buffer("_shift", (-mean / scale).float(), persistent=False)
 
     def standardise(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """(..., V) of any float type to the RBM's float32 units."""
-        return (image_embeds.float() - self.mean) / self.scale
+        return torch.addcmul(self._shift, image_embeds.float(), self._inverse_scale)
 
     @torch.inference_mode()
     def forward(self, image_embeds: torch.Tensor, gate: float = 1.0, passes: int = 1) -> torch.Tensor:

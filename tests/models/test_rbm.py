@@ -8,33 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from exact_rbm import all_states, exact_moments, log_likelihood, log_partition, random_bernoulli_rbm, random_rbm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raycap.losses import contrastive_divergence
-from raycap.models.rbm import GaussianBernoulliRBM
-
-
-def random_rbm(num_visible: int, num_hidden: int, seed: int = 0, learn_variance: bool = True) -> GaussianBernoulliRBM:
-    torch.manual_seed(seed)
-    rbm = GaussianBernoulliRBM(num_visible, num_hidden, sigma=0.7, learn_variance=learn_variance).double()
-    with torch.no_grad():
-        for parameter in (rbm.weight, rbm.visible_bias, rbm.hidden_bias):
-            parameter.normal_(0, 0.6)
-        rbm.log_variance.uniform_(-1.0, 0.3)
-    return rbm
-
-
-def all_hidden(num_hidden: int) -> torch.Tensor:
-    return torch.tensor(list(itertools.product([0.0, 1.0], repeat=num_hidden)), dtype=torch.float64)
-
-
-def log_partition_by_mixture(rbm: GaussianBernoulliRBM) -> torch.Tensor:
-    """log Z as the log of a sum of 2^H Gaussian integrals, written without the RBM's own methods."""
-    h = all_hidden(rbm.num_hidden)
-    shift, variance = h @ rbm.weight.T, rbm.log_variance.exp()
-    terms = h @ rbm.hidden_bias + ((shift * rbm.visible_bias + shift.square() / 2) / variance).sum(-1)
-    return torch.logsumexp(terms, 0) + (rbm.num_visible * math.log(2 * math.pi) + rbm.log_variance.sum()) / 2
+from raycap.models.rbm import BernoulliRBM, GaussianBernoulliRBM
 
 
 def test_log_partition_equals_numerical_quadrature() -> None:
@@ -43,18 +21,51 @@ def test_log_partition_equals_numerical_quadrature() -> None:
     v = torch.from_numpy(np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), -1).reshape(-1, 3))
     with torch.no_grad():
         integral = torch.logsumexp(-rbm.free_energy(v), 0) + 3 * math.log(grid[1] - grid[0])
-    assert torch.allclose(integral, log_partition_by_mixture(rbm), atol=1e-6)
+    assert torch.allclose(integral, log_partition(rbm), atol=1e-6)
+
+
+def test_the_marginal_is_a_mixture_of_gaussians() -> None:
+    rbm = random_rbm(4, 5)
+    v = torch.randn(20, 4, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.allclose(-rbm.free_energy(v) - log_partition(rbm), log_likelihood(rbm, v), atol=1e-10)
+
+
+def test_the_likelihood_gradient_is_data_minus_model_statistics() -> None:
+    """Exact model statistics from the mixture's moments; exact gradient by autograd through log Z."""
+    rbm = random_rbm(3, 4)
+    data = torch.randn(6, 3, dtype=torch.float64)
+    log_likelihood(rbm, data).mean().backward()
+    with torch.no_grad():
+        h, variance, b, weight = all_states(4), rbm.log_variance.exp(), rbm.visible_bias, rbm.weight
+        shift = h @ weight.T
+        terms = h @ rbm.hidden_bias + ((shift * b + shift.square() / 2) / variance).sum(-1)
+        weights = torch.softmax(terms, 0)
+        means = b + shift
+        p = rbm.hidden_probability(data)
+        mean_v, second = exact_moments(rbm)
+        scaled = data / variance
+        joint = (weights[:, None] * means).T @ h  # E[v h']
+        expected = {
+            "weight": scaled.T @ p / len(data) - joint / variance[:, None],
+            "visible_bias": (data.mean(0) - mean_v) / variance,
+            "hidden_bias": p.mean(0) - weights @ h,
+            "log_variance": ((data - b).square() / (2 * variance) - scaled * (p @ weight.T)).mean(0)
+            - ((second.diagonal() - 2 * b * mean_v + b.square()) / (2 * variance) - (weight * joint).sum(1) / variance),
+        }
+    for name, statistics in expected.items():
+        assert torch.allclose(getattr(rbm, name).grad, statistics, atol=1e-12), name
 
 
 def test_free_energy_is_the_sum_over_hidden_states() -> None:
-    rbm, h = random_rbm(5, 6), all_hidden(6)
+    rbm, h = random_rbm(5, 6), all_states(6)
     v = torch.randn(7, 5, dtype=torch.float64) * 3
     by_enumeration = -torch.logsumexp(-rbm.energy(v[:, None], h[None]), 1)
     assert torch.allclose(rbm.free_energy(v), by_enumeration, atol=1e-10)
 
 
 def test_hidden_probability_and_visible_mean_are_the_conditionals_of_the_energy() -> None:
-    rbm, h = random_rbm(4, 3), all_hidden(3)
+    rbm, h = random_rbm(4, 3), all_states(3)
     v = torch.randn(6, 4, dtype=torch.float64)
     posterior = torch.softmax(-rbm.energy(v[:, None], h[None]), 1)  # (6, 8)
     assert torch.allclose(rbm.hidden_probability(v), posterior @ h, atol=1e-12)
@@ -62,50 +73,6 @@ def test_hidden_probability_and_visible_mean_are_the_conditionals_of_the_energy(
     mean = rbm.visible_mean(h).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(rbm.energy(mean, h).sum(), mean)
     assert gradient.abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("learn_variance", [False, True])
-def test_the_loss_gradient_is_the_contrastive_divergence_update(learn_variance: bool) -> None:
-    rbm = random_rbm(5, 4, learn_variance=learn_variance)
-    data, negatives = torch.randn(8, 5, dtype=torch.float64), torch.randn(8, 5, dtype=torch.float64)
-    loss = contrastive_divergence(rbm.free_energy(data), rbm.free_energy(negatives))
-    loss.backward()
-    z, b, weight = rbm.log_variance.detach(), rbm.visible_bias.detach(), rbm.weight.detach()
-
-    def statistics(v: torch.Tensor) -> dict[str, torch.Tensor]:
-        p, scaled = rbm.hidden_probability(v).detach(), v / z.exp()
-        return {
-            "weight": scaled.T @ p / len(v),
-            "visible_bias": ((v - b) / z.exp()).mean(0),
-            "hidden_bias": p.mean(0),
-            "log_variance": ((v - b).square() / (2 * z.exp()) - scaled * (p @ weight.T)).mean(0),
-        }
-
-    positive, negative = statistics(data), statistics(negatives)
-    for name in ("weight", "visible_bias", "hidden_bias", *(["log_variance"] if learn_variance else [])):
-        gradient = getattr(rbm, name).grad
-        assert torch.allclose(-gradient, positive[name] - negative[name], atol=1e-12), name
-    assert learn_variance or rbm.log_variance.grad is None
-
-
-def test_gibbs_sampling_keeps_the_exact_distribution() -> None:
-    rbm, h = random_rbm(3, 3, seed=2), all_hidden(3)
-    generator = torch.Generator().manual_seed(0)
-    variance = rbm.log_variance.exp()
-    with torch.no_grad():
-        shift = h @ rbm.weight.T
-        terms = h @ rbm.hidden_bias + ((shift * rbm.visible_bias + shift.square() / 2) / variance).sum(-1)
-        mixture = torch.softmax(terms, 0)
-        count = 60_000
-        states = h[torch.multinomial(mixture, count, replacement=True, generator=generator)]
-        noise = torch.empty(count, 3, dtype=torch.float64).normal_(generator=generator)
-        v = rbm.gibbs(rbm.visible_mean(states) + noise * variance.sqrt(), steps=5, generator=generator)
-        means = rbm.visible_mean(h)
-        exact_mean = mixture @ means
-        exact_square = mixture @ (means.square() + variance)
-    for sample, exact in ((v, exact_mean), (v.square(), exact_square)):
-        error = sample.std(0) / math.sqrt(count)
-        assert ((sample.mean(0) - exact).abs() < 4 * error).all()
 
 
 def test_fixed_sigma_is_a_unit_sigma_rbm_on_scaled_data() -> None:
@@ -140,6 +107,50 @@ def test_gate_zero_returns_the_very_same_tensor_and_half_is_half_way() -> None:
     v = torch.randn(5, 4, dtype=torch.float64)
     assert rbm.reconstruct(v, gate=0.0) is v
     assert torch.allclose(rbm.reconstruct(v, gate=0.5), (v + rbm.reconstruct(v)) / 2, atol=1e-12)
+
+
+def test_a_bernoulli_rbm_s_conditionals_and_free_energy_follow_from_its_energy() -> None:
+    rbm, v, h = random_bernoulli_rbm(4, 3), all_states(4), all_states(3)
+    with torch.no_grad():
+        energies = rbm.energy(v[:, None], h[None])  # (16, 8)
+        assert torch.allclose(rbm.free_energy(v), -torch.logsumexp(-energies, 1), atol=1e-12)
+        assert torch.allclose(rbm.hidden_probability(v), torch.softmax(-energies, 1) @ h, atol=1e-12)
+        assert torch.allclose(rbm.visible_mean(h), torch.softmax(-energies, 0).T @ v, atol=1e-12)
+
+
+def test_krizhevsky_s_form_has_the_same_free_energy_differences_and_comes_back() -> None:
+    rbm = random_rbm(4, 3)
+    form = rbm.to_krizhevsky()
+    v = torch.randn(9, 4, dtype=torch.float64)
+    activation = (v / form["sigma"]) @ form["weight"] + form["hidden_bias"]
+    quadratic = ((v - form["visible_bias"]) / form["sigma"]).square().sum(-1) / 2
+    assert torch.allclose(quadratic - torch.log1p(activation.exp()).sum(-1), rbm.free_energy(v), atol=1e-10)
+    again = GaussianBernoulliRBM.from_krizhevsky(**form)
+    for name, parameter in rbm.named_parameters():
+        assert torch.allclose(getattr(again, name), parameter, atol=1e-12), name
+
+
+def test_scikit_learn_s_rbm_gives_the_same_probabilities_and_comes_back() -> None:
+    from sklearn.neural_network import BernoulliRBM as SklearnRBM
+
+    data = (np.random.default_rng(0).random((50, 6)) < 0.3).astype(np.float64)
+    theirs = SklearnRBM(n_components=4, n_iter=3, random_state=0).fit(data)
+    ours = BernoulliRBM.from_sklearn(theirs).double()
+    v = torch.from_numpy(data)
+    np.testing.assert_allclose(ours.hidden_probability(v).detach().numpy(), theirs.transform(data), atol=1e-6)
+    np.testing.assert_allclose(ours.free_energy(v).detach().numpy(), theirs._free_energy(data), atol=1e-5)
+    np.testing.assert_allclose(ours.to_sklearn().transform(data), theirs.transform(data), atol=1e-6)
+
+
+def test_products_cast_within_do_not_outlast_the_block() -> None:
+    torch.manual_seed(0)
+    rbm = GaussianBernoulliRBM(64, 32)
+    v = torch.randn(8, 64)
+    exact = rbm.hidden_probability(v)
+    with rbm.cast_products(torch.bfloat16):
+        assert not torch.equal(rbm.hidden_probability(v), exact)
+        assert torch.allclose(rbm.hidden_probability(v), exact, atol=1e-2)
+    assert torch.equal(rbm.hidden_probability(v), exact)
 
 
 def test_a_learned_sigma_stays_within_its_bounds() -> None:

@@ -1,0 +1,99 @@
+"""The gradient that trains an RBM, written out: what back-propagation of F(data) - F(negatives) gives.
+
+    dF/dW = -(v / sigma^2) p'      dF/db = -(v - b) / sigma^2      dF/dc = -p
+    dF/dz = -(v - b)^2 / (2 sigma^2) + (v / sigma^2) * (W p)
+
+Both products with the data and the negatives merge into one, [v+; v-]'[p+; -p-]; the second term of
+dF/dz takes no product, because its batch mean is sum_j W_ij G_ij with G the merged one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from raycap.models.rbm import GaussianBernoulliRBM, RestrictedBoltzmannMachine
+
+
+@torch.no_grad()
+def contrastive_gradient(
+    rbm: RestrictedBoltzmannMachine,
+    data: torch.Tensor,
+    draw_negatives: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    gradients: dict[str, torch.Tensor],
+    scale: float = 1.0,
+    dtype: torch.dtype | None = None,
+    add: bool = False,
+) -> torch.Tensor:
+    """The gradient of mean F(data) - mean F(negatives), written into ``gradients`` by parameter name.
+
+    Args:
+        data: (B, V).
+        draw_negatives: data and p(h | data), (B, H), to as many negatives, (B, V).
+        gradients: in the parameters' shapes; only those that are there are computed.
+        scale: of the gradient.
+        dtype: of the products; None is the data's. All else stays in the data's type.
+        add: to what ``gradients`` hold, instead of replacing it.
+
+    Returns:
+        mean of p(h | data), (H,).
+    """
+    dtype, size = dtype or data.dtype, len(data)
+    visible = torch.empty(2 * size, rbm.num_visible, dtype=dtype, device=data.device)
+    probabilities = data.new_empty(2 * size, rbm.num_hidden)
+    with rbm.cast_products(dtype):
+        # What meets the weights is cast once, for the activations and for the gradient.
+        probability = rbm.activation_of_coupled(rbm.coupled(data, out=visible[:size]), out=probabilities[:size])
+        negatives = draw_negatives(data, probability.sigmoid_())
+        negated = rbm.coupled(-negatives, out=visible[size:])
+        negative_probability = rbm.activation_of_coupled(negated, sign=-1, out=probabilities[size:]).sigmoid_()
+    hidden = probabilities.to(dtype)
+    share = -scale / size
+    new = {"weight": _scaled_product(visible, hidden, share, None if add else gradients["weight"])}
+    # Products with ones: torch's sums down a column are several times slower.
+    ones = data.new_ones(size)
+    activity = ones @ probability
+    new["visible_bias"] = rbm.coupled(ones @ data - ones @ negatives) * share
+    new["hidden_bias"] = (activity - ones @ negative_probability) * share
+    if isinstance(rbm, GaussianBernoulliRBM) and "log_variance" in gradients:
+        quadratic = ones @ (data - rbm.visible_bias).square_() - ones @ (negatives - rbm.visible_bias).square_()
+        through_weight = (rbm.weight * new["weight"]).sum(1)
+        new["log_variance"] = (quadratic * share / (2 * rbm.variance) - through_weight) * rbm.variance_is_free
+    for name, gradient in gradients.items():
+        if add:
+            gradient += new[name]
+        elif gradient is not new[name]:
+            gradient.copy_(new[name])
+    return activity / size
+
+
+def _scaled_product(
+    visible: torch.Tensor, hidden: torch.Tensor, scale: float, out: torch.Tensor | None
+) -> torch.Tensor:
+    """``scale`` * visible' hidden in the bias's type, in one pass where the types allow it."""
+    if out is None or out.dtype != visible.dtype:
+        product = visible.T @ hidden
+        return torch.mul(product, scale, out=out if out is not None else torch.empty_like(product, dtype=torch.float))
+    return torch.addmm(out, visible.T, hidden, beta=0, alpha=scale, out=out)
+
+
+@torch.no_grad()
+def centre_gradient(
+    gradients: dict[str, torch.Tensor], visible_offset: torch.Tensor, hidden_offset: torch.Tensor
+) -> None:
+    """Turn a gradient into the centred one (Montavon and Mueller 2012; Melchior, Fischer and Wiskott 2016).
+
+    It is the gradient in the parameters of E((v - mu), (h - lambda)), brought back to the plain ones. It points
+    elsewhere, not only farther: the plain gradient of W moves both biases' work as well.
+
+    Args:
+        gradients: ``weight`` (V, H), ``visible_bias`` (V,) and ``hidden_bias`` (H,); changed in place.
+        visible_offset: mu, the mean of what meets the weights, (V,).
+        hidden_offset: lambda, the mean of the hidden units, (H,).
+    """
+    total = gradients["weight"]
+    total.addr_(gradients["visible_bias"], hidden_offset, alpha=-1)
+    total.addr_(visible_offset, gradients["hidden_bias"], alpha=-1)
+    gradients["visible_bias"] -= total @ hidden_offset
+    gradients["hidden_bias"] -= visible_offset @ total
