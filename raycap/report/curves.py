@@ -23,7 +23,7 @@ _SIDES = {"train": "training", "training": "training"} | dict.fromkeys(
 _SIDE = re.compile(rf"({'|'.join(sorted(_SIDES, key=len, reverse=True))}|test)[/_.](.+)")
 # What tells where training stood and how fast it went, not how well.
 _BOOKKEEPING = re.compile(
-    r"(.*[/_.])?(epochs?|steps?|seconds|time|timestamp|date|lr|learning_rate|rank|seed|workers|num_\w+|"
+    r"(.*[/_.])?(epochs?|steps?|seconds|time|timestamp|date|lr|learning_rate|resumed_at|rank|seed|workers|num_\w+|"
     r"\w+_wait\w*|\w+_per_second|\w+_seconds|\w+_mb|\w+_bytes|\w+_steps?|\w+_epochs?)"
 )
 # Drawn in colours that occur nowhere else, then handed to the page's style sheet.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from raycap.losses import IGNORE_INDEX, caption_loss
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder
+from raycap.tasks.task import Task
 
 
-class CaptioningTask(nn.Module):
+class CaptioningTask(Task):
     """BLIP's encoder and decoder under the LM loss.
 
     Args:

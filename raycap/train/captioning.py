@@ -109,7 +109,7 @@ class CaptioningRecipe:
         self.settings, self.rows, self.tokenizer_uri = settings, rows, tokenizer_uri
         self.train_split, self.validation_split = settings.train_split, settings.validation_split
 
-    def build_task(self) -> CaptioningTask:
+    def build_task(self, seed: int, first_sample: int) -> CaptioningTask:  # noqa: ARG002 - dropout has torch's
         encoder, decoder = self._build()
         num_prompt_tokens = count_prompt_tokens(decoder.tokenizer, self.settings.prompt)
         if num_prompt_tokens + 2 > self._max_tokens:

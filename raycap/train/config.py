@@ -64,6 +64,14 @@ class DeepSpeed(Config):
     """1 shards the optimiser's state over the workers, 2 also gradients, 3 also parameters."""
 
 
+class InPlace(Config):
+    """For an RBM: gradients without autograd, added up by one all-reduce; the fastest way."""
+
+    kind: Literal["in_place"] = "in_place"
+    centred: bool = False
+    """Use the centred gradient (Melchior, Fischer and Wiskott 2016)."""
+
+
 class TrainConfig(JobConfig):
     """A training run. ``output`` gets checkpoints, history.jsonl and, in model/, the model of the lowest
     validation loss (for an RBM, whose loss is no measure, the newest)."""
@@ -85,7 +93,7 @@ class TrainConfig(JobConfig):
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Largest gradient norm; null for none."""
 
-    strategy: Annotated[Ddp | DeepSpeed, Field(discriminator="kind")] = Ddp()
+    strategy: Annotated[Ddp | DeepSpeed | InPlace, Field(discriminator="kind")] = Ddp()
 
     precision: Precision = Precision.AUTO
     """Of the matrix products; parameters and optimiser stay in fp32."""
@@ -131,4 +139,6 @@ class TrainConfig(JobConfig):
     def _strategy_fits(self) -> TrainConfig:
         if isinstance(self.strategy, DeepSpeed) and self.num_workers == 0:
             raise ValueError(f"strategy.kind (deepspeed) needs num_workers ({self.num_workers}) of at least 1")
+        if isinstance(self.strategy, InPlace) and not isinstance(self.task, ContrastiveDivergenceTraining):
+            raise ValueError(f"strategy.kind (in_place) trains RBMs only, not {self.task.kind}; set it to ddp")
         return self

@@ -16,8 +16,10 @@ from raycap.config import Config
 from raycap.data.features import FeatureStore, open_store, read_features
 from raycap.data.rows import Chunk, Rows, decode_images, open_rows, read_chunk
 from raycap.hardware import Precision
+from raycap.models.randomness import KeyedGenerator
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
+from raycap.models.samplers import ContrastiveDivergence, ParallelTempering, PersistentContrastiveDivergence
 from raycap.predictor import EncoderStage
 from raycap.progress import say
 from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
@@ -75,8 +77,20 @@ class ContrastiveDivergenceTraining(Config):
     sigma_bounds: tuple[float, float] = (0.05, 5.0)
     """A learned sigma stays between these."""
 
+    negatives: Literal["cd", "pcd", "parallel_tempering"] = "cd"
+    """Chains start at the data (cd), go on from step to step (pcd), or also swap among temperatures."""
+
     gibbs_steps: int = Field(default=1, ge=1)
-    """k of CD-k."""
+    """k: sweeps of the chains in each step."""
+
+    num_temperatures: int = Field(default=8, ge=2)
+    """Of parallel tempering, from a Gaussian with the data's mean and variance to the RBM."""
+
+    sparsity_target: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the data for which a hidden unit should be on, if sparsity_cost is not 0."""
+
+    sparsity_cost: float = Field(default=0.0, ge=0)
+    """How strongly hidden units are held to sparsity_target; 0 is not at all."""
 
     variance_learning_rate_scale: float = Field(default=0.1, gt=0)
     """Share of the learning rate that log_variance gets."""
@@ -137,13 +151,21 @@ class ContrastiveDivergenceRecipe:
         # A dimension that never varies would be divided by zero.
         self.mean, self.scale = mean, np.maximum(std, 1e-4 * std.max())
 
-    def build_task(self) -> ContrastiveDivergenceTask:
+    def build_task(self, seed: int, first_sample: int) -> ContrastiveDivergenceTask:
         settings = self.settings
         rbm = GaussianBernoulliRBM(
             len(self.mean), settings.num_hidden, settings.sigma, settings.learn_variance, settings.sigma_bounds
         )
         refiner = RbmRefiner(rbm, torch.from_numpy(self.mean), torch.from_numpy(self.scale))
-        return ContrastiveDivergenceTask(refiner, settings.gibbs_steps)
+        generator = KeyedGenerator(seed, first_sample)
+        sampler: ContrastiveDivergence
+        if settings.negatives == "parallel_tempering":
+            sampler = ParallelTempering(generator, settings.gibbs_steps, settings.num_temperatures)
+        elif settings.negatives == "pcd":
+            sampler = PersistentContrastiveDivergence(generator, settings.gibbs_steps)
+        else:
+            sampler = ContrastiveDivergence(generator, settings.gibbs_steps)
+        return ContrastiveDivergenceTask(refiner, sampler, settings.sparsity_target, settings.sparsity_cost)
 
     def source(self, task: nn.Module, device: torch.device) -> StoredTokens | OnlineTokens:  # noqa: ARG002
         if isinstance(self.data, FeatureStore):

@@ -20,10 +20,12 @@ import torch
 from raycap import cluster, storage
 from raycap.checkpoint import publish
 from raycap.progress import Progress, say
-from raycap.train.config import AdamW, DeepSpeed, TrainConfig
+from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
+from raycap.train.config import AdamW, DeepSpeed, InPlace, TrainConfig
+from raycap.train.in_place import InPlaceStrategy
 from raycap.train.recipe import HopelessRunError, Recipe
 from raycap.train.state import HISTORY, Place, load_state, save_state
-from raycap.train.strategy import DdpStrategy, DeepSpeedStrategy, Strategy
+from raycap.train.strategy import DdpStrategy, DeepSpeedStrategy, Losses, Strategy
 from raycap.train.stream import Batch, BatchStream, Block, Source, batches_per_epoch, plan_epoch
 
 ERROR = "error.json"
@@ -59,7 +61,8 @@ class _Worker:
         local_workers = context.get_local_world_size()
         torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // local_workers))
         _seed_everything(config.seed)
-        self.task = recipe.build_task().train().to(self.device)
+        first_sample = self.rank * config.batch_size_per_worker
+        self.task = recipe.build_task(config.seed, first_sample).train().to(self.device)
         self.source: Source = recipe.source(self.task, self.device)
         # The parameters above are the same on every worker; what is drawn from here on must differ.
         _seed_everything(config.seed + 1 + self.rank)
@@ -89,6 +92,18 @@ class _Worker:
         else:
             optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, fused=True)
         dtype = config.precision.dtype(self.device)
+        if isinstance(config.strategy, InPlace):
+            assert isinstance(self.task, ContrastiveDivergenceTask), "TrainConfig sees to it"
+            return InPlaceStrategy(
+                self.task,
+                optimizer,
+                functools.partial(config.schedule.factor, total_steps=self.total_steps),
+                num_workers=self.num_workers,
+                dtype=dtype,
+                accumulation_steps=config.gradient_accumulation_steps,
+                clip_norm=config.clip_norm,
+                centred=config.strategy.centred,
+            )
         common: dict[str, Any] = {
             "task": self.task,
             "optimizer": optimizer,
@@ -105,7 +120,7 @@ class _Worker:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as directory:
-                self.place = load_state(Path(directory), self.rank, self.strategy, self.device)
+                self.place = load_state(Path(directory), self.rank, self.strategy, self.task, self.device)
             self.place.resumed_at = self.place.step
             if self.rank == 0:
                 say(f"resumed at step {self.place.step:,} of {self.total_steps:,}")
@@ -176,10 +191,9 @@ class _Worker:
                 losses = self.strategy.backward(
                     self._next(batches), self.recipe.loss_name, last=part == config.gradient_accumulation_steps
                 )
-                for name, loss in losses.items():
-                    place.loss_sums[name] = place.loss_sums.get(name, 0.0) + loss.detach().double()
+                self._sum_up(losses, 1)
                 place.losses_summed += 1
-            self.strategy.step()
+            self._sum_up(self.strategy.step(), config.gradient_accumulation_steps)
             place.step += 1
             place.step_in_epoch += 1
             if self.progress:
@@ -191,6 +205,11 @@ class _Worker:
                 self._checkpoint({})
         for _ in batches:  # what fills no step any more
             pass
+
+    def _sum_up(self, losses: Losses, batches: int) -> None:
+        sums = self.place.loss_sums
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, 0.0) + loss.detach().double() * batches
 
     def _checkpoint_due(self) -> bool:
         every = self.config.checkpoint_every_steps
@@ -284,7 +303,7 @@ class _Worker:
         score = metrics.get(f"validation_{name}", math.nan) if name else float(-self.place.step)
         with tempfile.TemporaryDirectory(prefix="raycap-") as folder:
             self.place.seconds = time.monotonic() - self._started
-            save_state(Path(folder), self.rank, self.place, self.strategy)
+            save_state(Path(folder), self.rank, self.place, self.strategy, self.task)
             if self.rank == 0:
                 history = Path(folder, HISTORY).read_bytes()
                 storage.write_bytes(storage.join(self.config.output, HISTORY), history)

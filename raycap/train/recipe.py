@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from raycap.errors import UserError
+from raycap.tasks.task import Task
 from raycap.train.stream import Source
 
 
@@ -26,8 +27,13 @@ class Recipe(Protocol):
     score_name: str | None
     """Of the validation metrics, the one whose lowest value is the best model; None: the newest is."""
 
-    def build_task(self) -> nn.Module:
-        """The task with its model at its first weights, on the CPU; drawn from torch's seeded generator."""
+    def build_task(self, seed: int, first_sample: int) -> Task:
+        """The task with its model at its first weights, on the CPU; drawn from torch's seeded generator.
+
+        Args:
+            seed: of what the task draws in training by itself.
+            first_sample: the number, in the batch of all workers, of this worker's first sample.
+        """
 
     def source(self, task: Any, device: torch.device) -> Source:
         """Where the samples come from; ``device`` is where the worker computes."""

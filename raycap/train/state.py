@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from raycap.tasks.task import Task
 from raycap.train.strategy import Strategy
 
 HISTORY = "history.jsonl"
@@ -39,10 +40,10 @@ class Place:
     """The step at which this run was resumed, until a record says so."""
 
 
-def save_state(directory: Path, rank: int, place: Place, strategy: Strategy) -> None:
+def save_state(directory: Path, rank: int, place: Place, strategy: Strategy, task: Task) -> None:
     """Write this worker's part of a checkpoint into a local directory; every worker calls it."""
     torch.save(
-        {"place": asdict(place), "random": _random_states()},
+        {"place": asdict(place), "random": _random_states(), "task": task.worker_state()},
         directory / f"worker-{rank}.pt",
     )
     if rank == 0:
@@ -50,10 +51,11 @@ def save_state(directory: Path, rank: int, place: Place, strategy: Strategy) -> 
     strategy.save(directory, rank)
 
 
-def load_state(directory: Path, rank: int, strategy: Strategy, device: torch.device) -> Place:
+def load_state(directory: Path, rank: int, strategy: Strategy, task: Task, device: torch.device) -> Place:
     """Read this worker's part of a checkpoint, and set the random states."""
     state = torch.load(directory / f"worker-{rank}.pt", map_location="cpu", weights_only=False)
     strategy.load(directory)
+    task.load_worker_state(state["task"])
     _set_random_states(state["random"])
     place = Place(**state["place"])
     place.loss_sums = {name: total.to(device) for name, total in place.loss_sums.items()}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raycap.tasks.task import Task
 from raycap.train.stream import Batch
 
 Losses = dict[str, torch.Tensor]
@@ -24,8 +25,8 @@ class Strategy(Protocol):
     def backward(self, batch: Batch, loss_name: str, *, last: bool) -> Losses:
         """Losses of a batch, their gradient added up; ``last`` of the batches of a step."""
 
-    def step(self) -> None:
-        """One optimiser step over what was added up."""
+    def step(self) -> Losses:
+        """One optimiser step over what was added up; gives what it measured, the same on every worker."""
 
     def evaluate(self, batch: Batch) -> Losses:
         """Losses without gradient; every worker calls it equally often."""
@@ -43,12 +44,38 @@ class Strategy(Protocol):
         """Read what ``save`` wrote."""
 
 
-class DdpStrategy:
-    """Replicated parameters, averaged gradients."""
+class ReplicatedStrategy:
+    """What all strategies share whose workers each hold the whole task, its optimiser and its schedule."""
+
+    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, schedule: ScheduleFactor) -> None:
+        self._task, self._optimizer = task, optimizer
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        self._parts: dict[str, Any] = {"task": task, "optimizer": optimizer, "schedule": self._schedule}
+
+    def learning_rate(self) -> float:
+        return self._optimizer.param_groups[0]["lr"]
+
+    @contextmanager
+    def whole_task(self) -> Iterator[nn.Module]:
+        yield self._task
+
+    def save(self, directory: Path, rank: int) -> None:
+        if rank == 0:
+            torch.save({name: part.state_dict() for name, part in self._parts.items()}, directory / "parameters.pt")
+
+    def load(self, directory: Path) -> None:
+        device = next(self._task.parameters()).device
+        state = torch.load(directory / "parameters.pt", map_location=device, weights_only=True)
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+
+
+class DdpStrategy(ReplicatedStrategy):
+    """Back-propagation; gradients averaged by torch's DistributedDataParallel."""
 
     def __init__(
         self,
-        task: nn.Module,
+        task: Task,
         optimizer: torch.optim.Optimizer,
         schedule: ScheduleFactor,
         *,
@@ -58,8 +85,8 @@ class DdpStrategy:
         accumulation_steps: int,
         clip_norm: float | None,
     ) -> None:
-        self._task, self._optimizer, self._device = task, optimizer, device
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        super().__init__(task, optimizer, schedule)
+        self._device = device
         self._model: nn.Module = task
         if num_workers > 1:
             self._model = DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
@@ -73,35 +100,20 @@ class DdpStrategy:
             (losses[loss_name] / self._accumulation_steps).backward()
         return losses
 
-    def step(self) -> None:
+    def step(self) -> Losses:
+        norm = {}
         if self._clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._task.parameters(), self._clip_norm)
+            norm = {"gradient_norm": nn.utils.clip_grad_norm_(self._task.parameters(), self._clip_norm)}
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._schedule.step()
+        return norm
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
         with _autocast(self._device, self._autocast_dtype):
-            return self._task(batch)
-
-    def learning_rate(self) -> float:
-        return self._optimizer.param_groups[0]["lr"]
-
-    @contextmanager
-    def whole_task(self) -> Iterator[nn.Module]:
-        yield self._task
-
-    def save(self, directory: Path, rank: int) -> None:
-        if rank == 0:
-            parts: dict[str, Any] = {"task": self._task, "optimizer": self._optimizer, "schedule": self._schedule}
-            torch.save({name: part.state_dict() for name, part in parts.items()}, directory / "parameters.pt")
-
-    def load(self, directory: Path) -> None:
-        state = torch.load(directory / "parameters.pt", map_location=self._device, weights_only=True)
-        self._task.load_state_dict(state["task"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+            losses: Losses = self._task(batch)
+        return losses
 
 
 class DeepSpeedStrategy:
@@ -109,7 +121,7 @@ class DeepSpeedStrategy:
 
     def __init__(
         self,
-        task: nn.Module,
+        task: Task,
         optimizer: torch.optim.Optimizer,
         schedule: ScheduleFactor,
         *,
@@ -145,8 +157,9 @@ class DeepSpeedStrategy:
             self._engine.step()
         return losses
 
-    def step(self) -> None:
+    def step(self) -> Losses:
         self._engine.step()
+        return {}
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:
