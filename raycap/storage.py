@@ -146,6 +146,16 @@ def open_output(uri: str) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
+def delete_partials(uri: str) -> None:
+    """Delete what writers that were killed left below a directory; for when nobody writes there any more.
+
+    On S3 a put that was cut off leaves nothing.
+    """
+    if not is_s3(uri):
+        for path in Path(absolute(uri)).rglob(".*.partial"):
+            path.unlink(missing_ok=True)
+
+
 def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 

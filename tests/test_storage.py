@@ -49,3 +49,10 @@ def test_an_unknown_scheme_is_refused() -> None:
 
 def test_deleting_nothing_is_no_error(tmp_path: Path) -> None:
     storage.delete(str(tmp_path / "none"))
+
+
+def test_what_a_killed_writer_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    storage.write_bytes(str(tmp_path / "below" / "whole.bin"), b"whole")
+    (tmp_path / "below" / ".cut.bin.0123.partial").write_bytes(b"cu")
+    storage.delete_partials(str(tmp_path))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["whole.bin"]

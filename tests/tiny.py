@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from raycap.data.features import FeatureFile, claim_store, finish_store, write_features
 from raycap.data.rows import SCHEMA, write_manifest, write_rows
 from raycap.models.blip import BlipShape
 
@@ -45,4 +46,21 @@ def make_rows(uri: str, num_train: int = 200, num_dev: int = 40) -> str:
         files.append(write_rows(uri, f"{split}-00000.parquet", pa.Table.from_pylist(records, schema=SCHEMA)))
         first += count
     write_manifest(uri, files)
+    return uri
+
+
+def make_store(uri: str, num_train: int = 150, num_dev: int = 60, seed: int = 0) -> str:
+    """A feature store of correlated tokens, (5, 16) an image, as jobs/extract.py writes them."""
+    generator = np.random.default_rng(seed)
+    mixing = generator.normal(0, 1, (16, 16))
+    claim_store(uri, "made up", "0" * 16, "fp32")
+    files = []
+    for split, count in (("train", num_train), ("dev", num_dev)):
+        for index, start in enumerate(range(0, count, 64)):
+            size = min(64, count - start)
+            tokens = generator.normal(0, 1, (size, 5, 16)) @ mixing + 3
+            name = f"{split}-00000-{index:04d}.parquet"
+            write_features(uri, name, [f"{split}{start + i}" for i in range(size)], tokens.astype(np.float16))
+            files.append(FeatureFile(name=name, split=split, num_images=size))
+    finish_store(uri, "made up", "0" * 16, "fp32", files)
     return uri

@@ -78,6 +78,7 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     partial_splits = {item.file.split for item in items if item.file.name not in done} - set(wanted)
     files = [item.file for item in items if item.file.split not in partial_splits]
     if not storage.exists(storage.join(output, MANIFEST)):
+        storage.delete_partials(output)
         finish_store(output, owner.name, owner.fingerprint, precision, files)
     num_images = sum(item.file.num_images for item in items if item.file.split in wanted)
     return {

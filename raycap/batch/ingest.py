@@ -99,6 +99,7 @@ def ingest(config: IngestConfig) -> dict[str, Any]:
             "seconds": round(time.monotonic() - started, 2),
         }
     output.save_metrics(metrics)
+    storage.delete_partials(config.output)
     write_manifest(config.output, counts["files"])
     output.clear_index()
     return metrics

@@ -11,13 +11,14 @@ from raycap.models.rbm import GaussianBernoulliRBM
 class RbmRefiner(nn.Module):
     """Refines every token of an image with one RBM shared by all of them.
 
-    The RBM works on standardised embeddings; the statistics are frozen with it, so that a result
-    never depends on the batch it came in.
+    The RBM works on standardised or whitened embeddings; the statistics are frozen with it, so that a
+    result never depends on the batch it came in.
 
     Args:
         rbm: over V = embed_dim visible units.
         mean: of each embedding dimension over the training data, (V,).
-        scale: standard deviation likewise, (V,), positive.
+        scale: standard deviation likewise, (V,), positive; or, to whiten, the symmetric square root of the
+            covariance, (V, V), positive definite (ZCA, Bell and Sejnowski 1997).
     """
 
     mean: torch.Tensor
@@ -28,15 +29,27 @@ class RbmRefiner(nn.Module):
     def __init__(self, rbm: GaussianBernoulliRBM, mean: torch.Tensor, scale: torch.Tensor) -> None:
         super().__init__()
         self.rbm = rbm
+        exact = scale.double()
+        inverse = 1 / exact if scale.ndim == 1 else torch.linalg.inv(exact)
+        shift = -mean.double() * inverse if scale.ndim == 1 else -mean.double() @ inverse
         self.register_buffer("mean", mean.float())
         self.register_buffer("scale", scale.float())
-        # One pass over the embeddings instead of two.
-        self.register_buffer("_inverse_scale", 1 / scale.float(), persistent=False)
-        self.register_buffer("_shift", (-mean / scale).float(), persistent=False)
+        self.register_buffer("_inverse_scale", inverse.float(), persistent=False)
+        self.register_buffer("_shift", shift.float(), persistent=False)
 
     def standardise(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """(..., V) of any float type to the RBM's float32 units."""
-        return torch.addcmul(self._shift, image_embeds.float(), self._inverse_scale)
+        embeds = image_embeds.float()
+        if self.scale.ndim == 2:
+            return embeds @ self._inverse_scale + self._shift
+        # One pass over the embeddings instead of two.
+        return torch.addcmul(self._shift, embeds, self._inverse_scale)
+
+    def unstandardise(self, v: torch.Tensor) -> torch.Tensor:
+        """The RBM's units, (..., V), to embeddings in float32."""
+        if self.scale.ndim == 2:
+            return v @ self.scale + self.mean
+        return torch.addcmul(self.mean, v, self.scale)
 
     @torch.inference_mode()
     def forward(self, image_embeds: torch.Tensor, gate: float = 1.0, passes: int = 1) -> torch.Tensor:
@@ -53,4 +66,4 @@ class RbmRefiner(nn.Module):
         if gate == 0.0:
             return image_embeds
         refined = self.rbm.reconstruct(self.standardise(image_embeds), passes=passes, gate=gate)
-        return (refined * self.scale + self.mean).to(image_embeds.dtype)
+        return self.unstandardise(refined).to(image_embeds.dtype)

@@ -104,6 +104,8 @@ class CaptioningRecipe:
 
     loss_name = "caption_loss"
     score_name: str | None = "caption_loss"
+    stopping_metric = "validation_caption_loss"
+    compares_training = False
 
     def __init__(self, settings: CaptioningTraining, rows: Rows, tokenizer_uri: str) -> None:
         self.settings, self.rows, self.tokenizer_uri = settings, rows, tokenizer_uri

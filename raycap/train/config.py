@@ -72,6 +72,16 @@ class InPlace(Config):
     """Use the centred gradient (Melchior, Fischer and Wiskott 2016)."""
 
 
+class EarlyStopping(Config):
+    """Ends a run that has ceased to gain: in validation loss, or for an RBM in the gap between the free
+    energies of validation and training data, which widens as the RBM learns the training data by heart."""
+
+    patience: int = Field(default=3, ge=1)
+    """Validations without gain after which training stops."""
+    min_delta: float = Field(default=0.0, ge=0)
+    """Least gain that counts; for an RBM the widening, in nats, that is borne."""
+
+
 class TrainConfig(JobConfig):
     """A training run. ``output`` gets checkpoints, history.jsonl and, in model/, the model of the lowest
     validation loss (for an RBM, whose loss is no measure, the newest)."""
@@ -117,6 +127,9 @@ class TrainConfig(JobConfig):
 
     shuffle_chunks: int = Field(default=8, ge=1)
     """Chunks (of 64 images) that are read together and mixed; more mixes better and takes memory."""
+
+    early_stopping: EarlyStopping | None = None
+    """null trains for all epochs."""
 
     validate_every_epochs: int = Field(default=1, ge=1)
     """Epochs between two validations, each with a checkpoint; the last epoch has one anyway."""

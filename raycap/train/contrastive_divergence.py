@@ -13,7 +13,7 @@ from torch import nn
 
 from raycap.checkpoint import EncoderId, absolute_source, save_refiner
 from raycap.config import Config
-from raycap.data.features import FeatureStore, open_store, read_features
+from raycap.data.features import FeatureStore, open_store, read_features, token_covariance
 from raycap.data.rows import Chunk, Rows, decode_images, open_rows, read_chunk
 from raycap.hardware import Precision
 from raycap.models.randomness import KeyedGenerator
@@ -25,6 +25,10 @@ from raycap.progress import say
 from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
 from raycap.train.recipe import decay_matrices
 from raycap.train.stream import Arrays, Batch, to_tensors
+
+# Of the largest standard deviation: what varies less counts as constant.
+_LEAST_SCALE = 1e-4
+_COVARIANCE_IMAGES = 2048
 
 
 class StoredFeatures(Config):
@@ -65,6 +69,9 @@ class ContrastiveDivergenceTraining(Config):
     train_split: str = "train"
     validation_split: str = "dev"
 
+    normalisation: Literal["standardise", "whiten"] = "standardise"
+    """Give each embedding dimension mean 0 and variance 1; or take out their correlations, too (from a store)."""
+
     num_hidden: int = Field(default=1024, ge=1)
     """Hidden units."""
 
@@ -101,6 +108,12 @@ class ContrastiveDivergenceTraining(Config):
             raise ValueError(f"sigma ({self.sigma}) must lie within sigma_bounds {self.sigma_bounds}")
         return self
 
+    @model_validator(mode="after")
+    def _whitens_stored_features(self) -> ContrastiveDivergenceTraining:
+        if self.normalisation == "whiten" and not isinstance(self.features, StoredFeatures):
+            raise ValueError(f"normalisation (whiten) needs features.kind store, not {self.features.kind}")
+        return self
+
     def check(self) -> None:
         """See that the data are there.
 
@@ -121,15 +134,20 @@ class ContrastiveDivergenceTraining(Config):
         if isinstance(self.features, StoredFeatures):
             store = open_store(self.features.path, "task.features.path")
             encoder = EncoderId(store.encoder_name, store.encoder_fingerprint)
-            statistics = np.array(store.mean), np.array(store.std)
-            return ContrastiveDivergenceRecipe(self, store, encoder, *statistics)
+            mean, std = np.array(store.mean), np.array(store.std)
+            # A dimension that never varies would be divided by zero.
+            scale = np.maximum(std, _LEAST_SCALE * std.max())
+            if self.normalisation == "whiten":
+                say(f"measuring the covariance of the embeddings of at most {_COVARIANCE_IMAGES:,} images")
+                scale = _square_root(token_covariance(store, self.train_split, _COVARIANCE_IMAGES))
+            return ContrastiveDivergenceRecipe(self, store, encoder, mean, scale)
         rows = open_rows(self.features.rows, "task.features.rows")
         features = self.features.model_copy(update={"model": absolute_source(self.features.model)})
         stage = EncoderStage.from_pretrained(features.model, features.precision)
         say(f"measuring mean and scale of the embeddings of {self.features.statistics_images} images")
-        statistics = _measure(rows, self.train_split, stage, features)
+        mean, std = _measure(rows, self.train_split, stage, features)
         settings = self.model_copy(update={"features": features})
-        return ContrastiveDivergenceRecipe(settings, rows, stage.id, *statistics)
+        return ContrastiveDivergenceRecipe(settings, rows, stage.id, mean, np.maximum(std, _LEAST_SCALE * std.max()))
 
 
 class ContrastiveDivergenceRecipe:
@@ -137,6 +155,8 @@ class ContrastiveDivergenceRecipe:
 
     loss_name = "contrastive_divergence"
     score_name: str | None = None
+    stopping_metric = "free_energy_gap"
+    compares_training = True  # free energies are known up to log Z only: their difference tells
 
     def __init__(
         self,
@@ -144,12 +164,11 @@ class ContrastiveDivergenceRecipe:
         data: FeatureStore | Rows,
         encoder: EncoderId,
         mean: np.ndarray,
-        std: np.ndarray,
+        scale: np.ndarray,
     ) -> None:
         self.settings, self.data, self.encoder = settings, data, encoder
         self.train_split, self.validation_split = settings.train_split, settings.validation_split
-        # A dimension that never varies would be divided by zero.
-        self.mean, self.scale = mean, np.maximum(std, 1e-4 * std.max())
+        self.mean, self.scale = mean, scale
 
     def build_task(self, seed: int, first_sample: int) -> ContrastiveDivergenceTask:
         settings = self.settings
@@ -231,6 +250,13 @@ class OnlineTokens:
     def to_samples(self, arrays: Arrays) -> Batch:
         assert self._stage is not None, "only the worker encodes"
         return {"image_embeds": _encode(self._stage, arrays["images"], self.settings.batch_size).flatten(0, 1)}
+
+
+def _square_root(covariance: np.ndarray) -> np.ndarray:
+    """The symmetric square root, with eigenvalues too small to be divided by raised, (D, D)."""
+    values, vectors = np.linalg.eigh(covariance)
+    root: np.ndarray = (vectors * np.sqrt(np.maximum(values, _LEAST_SCALE**2 * values.max()))) @ vectors.T
+    return root
 
 
 def _read_images(chunk: Chunk, image_size: int) -> np.ndarray:

@@ -51,6 +51,10 @@ def train_worker(arguments: dict[str, Any]) -> None:
             storage.write_json(storage.join(config.output, ERROR), {"message": str(error)})
 
 
+# Blocks by what the evaluation is called.
+_Evaluations = dict[str, list[Block]]
+
+
 class _Worker:
     def __init__(self, config: TrainConfig, recipe: Recipe) -> None:
         self.config, self.recipe = config, recipe
@@ -69,7 +73,10 @@ class _Worker:
         sizes = {"num_workers": self.num_workers, "batch_size": config.batch_size_per_worker}
         batches = batches_per_epoch(self.source, recipe.train_split, whole=False, **sizes)
         self.steps_per_epoch = batches // config.gradient_accumulation_steps
-        self.validation_batches = batches_per_epoch(self.source, recipe.validation_split, whole=True, **sizes)
+        self.evaluation_batches = {
+            "validation": batches_per_epoch(self.source, recipe.validation_split, whole=True, **sizes),
+            "train_sample": self._train_sample_batches(),
+        }
         if self.steps_per_epoch == 0:
             raise HopelessRunError(
                 f"batch_size_per_worker = {config.batch_size_per_worker}: a worker's share of split "
@@ -135,43 +142,57 @@ class _Worker:
                 f"{there * self.source.samples_per_row:,} samples (others each time)"
             )
         streams = self._streams()
-        while place.epoch < self.config.epochs:
-            stream, train_blocks, validation_blocks = next(streams)
+        while place.epoch < self.config.epochs and not place.stopped:
+            stream, train_blocks, evaluations = next(streams)
             self._train_epoch(stream, train_blocks)
             place.epoch, place.step_in_epoch = place.epoch + 1, 0
-            if validation_blocks is None:
+            if evaluations is None:
                 if self._checkpoint_due():
                     self._checkpoint({})
                 continue
-            metrics = self._validate(stream, validation_blocks)
+            metrics = self._evaluate(stream, evaluations)
             self._record(metrics)
             self._publish_if_best(metrics)
+            self._stop_if_stale(metrics)
             self._checkpoint(metrics)
         if self.progress:
             self.progress.finish()
 
-    def _streams(self) -> Iterator[tuple[BatchStream, list[Block], list[Block] | None]]:
-        """For each epoch to come its stream, which stands at the epoch's blocks: training, then validation.
+    def _streams(self) -> Iterator[tuple[BatchStream, list[Block], _Evaluations | None]]:
+        """For each epoch to come its stream, which stands at the epoch's blocks: training, then evaluation.
 
-        The latter are None where no validation is due; a worker whose share of it is empty takes part all the same.
+        The latter are None where no evaluation is due; a worker whose share of it is empty takes part all the same.
         """
         config, recipe = self.config, self.recipe
         sizes = {"rank": self.rank, "num_workers": self.num_workers, "chunks_per_block": config.shuffle_chunks}
         validation = plan_epoch(self.source, recipe.validation_split, seed=config.seed, epoch=0, **sizes)
+        evaluations = {"validation": validation}
+        if recipe.compares_training:
+            # Others than the next epoch begins with, and the same at each evaluation.
+            sample = plan_epoch(self.source, recipe.train_split, seed=config.seed + 1, epoch=0, **sizes)
+            evaluations["train_sample"] = sample[: len(validation)]
         epoch = self.place.epoch
         while epoch < config.epochs:
-            plans: list[tuple[list[Block], list[Block] | None]] = []
+            plans: list[tuple[list[Block], _Evaluations | None]] = []
             while epoch < config.epochs and sum(len(train) for train, _ in plans) < _BLOCKS_PER_PIPELINE:
                 train = plan_epoch(self.source, recipe.train_split, seed=config.seed, epoch=epoch, **sizes)
                 if epoch == self.place.epoch:
                     train = self._skip_blocks(train)
                 epoch += 1
                 due = epoch % config.validate_every_epochs == 0 or epoch == config.epochs
-                plans.append((train, validation if due else None))
-            blocks = [block for plan in plans for part in plan for block in part or ()]
+                plans.append((train, evaluations if due else None))
+            blocks = [block for train, after in plans for part in (train, *(after or {}).values()) for block in part]
             stream = BatchStream(self.source, blocks, config.readers_per_worker)
-            for train, validation_due in plans:
-                yield stream, train, validation_due
+            for train, after in plans:
+                yield stream, train, after
+
+    def _train_sample_batches(self) -> int:
+        """Batches that the largest share of the training sample fills, at most."""
+        config = self.config
+        chunks = -(-len(self.source.chunks(self.recipe.validation_split)) // self.num_workers)
+        chunks = -(-chunks // config.shuffle_chunks) * config.shuffle_chunks
+        largest = max(chunk.num_rows for chunk in self.source.chunks(self.recipe.train_split))
+        return -(-chunks * largest * self.source.samples_per_row // config.batch_size_per_worker)
 
     def _skip_blocks(self, plan: list[Block]) -> list[Block]:
         """Leave out the blocks that a resumed epoch has used up; remember the samples used of the next."""
@@ -222,8 +243,19 @@ class _Worker:
         self._last_batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         return self._last_batch
 
-    def _validate(self, stream: BatchStream, blocks: list[Block]) -> dict[str, float]:
-        """Mean losses over the validation split, each sample counted once."""
+    def _evaluate(self, stream: BatchStream, evaluations: _Evaluations) -> dict[str, float]:
+        """Mean losses over each evaluation's data, and their gaps to those over training data."""
+        losses = {
+            name: self._mean_losses(stream, blocks, self.evaluation_batches[name])
+            for name, blocks in evaluations.items()
+        }
+        metrics = {f"{name}_{loss}": value for name, values in losses.items() for loss, value in values.items()}
+        for loss, value in losses.get("train_sample", {}).items():
+            metrics[f"{loss}_gap"] = losses["validation"][loss] - value
+        return metrics
+
+    def _mean_losses(self, stream: BatchStream, blocks: list[Block], num_batches: int) -> dict[str, float]:
+        """Each sample counts once; every worker takes as many steps."""
         batches = stream.batches(len(blocks), self.config.batch_size_per_worker, shuffle=False)
         sums: dict[str, float] = {}
         count, batch = 0, self._last_batch
@@ -231,7 +263,7 @@ class _Worker:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.config.seed)  # the same negatives at every epoch
             # ZeRO 3 gathers parameters in each forward: workers with less data repeat a batch, uncounted.
-            for _ in range(self.validation_batches):
+            for _ in range(num_batches):
                 following = next(batches, None)
                 batch = {name: t.to(self.device) for name, t in following.items()} if following else batch
                 size = len(next(iter(batch.values()))) if following else 0
@@ -243,7 +275,7 @@ class _Worker:
         self.task.train()
         names = sorted(sums)
         totals = self._sum_over_workers([*(sums[name] for name in names), count])
-        return {f"validation_{name}": total / totals[-1] for name, total in zip(names, totals, strict=False)}
+        return {name: total / totals[-1] for name, total in zip(names, totals, strict=False)}
 
     def _sum_over_workers(self, values: list[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -296,6 +328,24 @@ class _Worker:
                 model = Path(folder, "model")
                 self.recipe.save_model(task, model)
                 publish(model, storage.join(self.config.output, "model"))
+
+    def _stop_if_stale(self, metrics: dict[str, float]) -> None:
+        stopping, place, recipe = self.config.early_stopping, self.place, self.recipe
+        if stopping is None:
+            return
+        value, best = metrics[recipe.stopping_metric], place.best_stopping_value
+        if best is None or value < best:
+            place.best_stopping_value = value
+        if recipe.compares_training:  # the gap only ever widens
+            gained = best is None or value <= best + stopping.min_delta
+        else:
+            gained = best is None or value < best - stopping.min_delta
+        place.validations_without_gain = 0 if gained else place.validations_without_gain + 1
+        if place.validations_without_gain >= stopping.patience:
+            place.stopped = True
+            if self.rank == 0:
+                name = recipe.stopping_metric
+                say(f"stopped early after epoch {place.epoch}: {name} is {value:.4f}, at best {best:.4f}")
 
     def _checkpoint(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint and report it; report() is a barrier, so every worker must come here."""

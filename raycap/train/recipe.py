@@ -26,6 +26,10 @@ class Recipe(Protocol):
     """Of the task's losses, the one that is minimised."""
     score_name: str | None
     """Of the validation metrics, the one whose lowest value is the best model; None: the newest is."""
+    stopping_metric: str
+    """What early stopping watches; the lower the better."""
+    compares_training: bool
+    """Evaluate on as much training data as validation data, too; the metrics get the gap of each loss."""
 
     def build_task(self, seed: int, first_sample: int) -> Task:
         """The task with its model at its first weights, on the CPU; drawn from torch's seeded generator.

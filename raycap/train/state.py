@@ -29,6 +29,10 @@ class Place:
     seconds: float = 0.0
     """Spent so far, over all runs."""
     best_score: float | None = None
+    best_stopping_value: float | None = None
+    validations_without_gain: int = 0
+    stopped: bool = False
+    """Early stopping has ended the run."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One record every few steps, as history.jsonl holds it."""
     waited_seconds: float = 0.0

@@ -144,7 +144,7 @@ class DeepSpeedStrategy:
         if autocast_dtype is not None:
             config["torch_autocast"] = {"enabled": True, "dtype": str(autocast_dtype)}
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
-        self._stage = stage
+        self._stage, self._clips = stage, clip_norm is not None
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, lr_scheduler=scheduler, config=config, dist_init_required=False
         )
@@ -159,7 +159,8 @@ class DeepSpeedStrategy:
 
     def step(self) -> Losses:
         self._engine.step()
-        return {}
+        norm = self._engine.get_global_grad_norm() if self._clips else None
+        return {} if norm is None else {"gradient_norm": torch.as_tensor(norm)}
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:

@@ -74,6 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             _clear(config.output)  # nothing is lost, and the mended run may have the same output
         raise UserError(error_line)
     _delete_orphans(storage.join(config.output, _CHECKPOINTS), result)
+    storage.delete_partials(config.output)
     return _metrics(config, recipe.score_name)
 
 
@@ -118,6 +119,8 @@ def _clear(output: str) -> None:
 def _delete_orphans(checkpoints: str, result: ray.train.Result) -> None:
     """Delete what a killed worker had written, whole or half, before Ray Train knew of it."""
     known = {checkpoint.path.rstrip("/").rpartition("/")[2] for checkpoint, _ in result.best_checkpoints or ()}
+    if not storage.is_directory(checkpoints):
+        return  # trained in the job's own process
     found = {entry.name.partition("/")[0] for entry in storage.list_files(checkpoints)}
     for name in found - known:
         if name.startswith("checkpoint_") and not name.endswith(".json"):

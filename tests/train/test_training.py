@@ -70,6 +70,8 @@ def test_deepspeed_follows_the_losses_of_ddp(
     output = tmp_path / "run"
     train(captioning(tiny_rows, output, num_workers=2, strategy={"kind": "deepspeed", "stage": stage}))
     for ours, reference in zip(history(output), history(ddp_run), strict=True):
+        if stage == 0:  # without ZeRO DeepSpeed keeps the gradient's norm to itself
+            reference.pop("train_gradient_norm", None)
         assert ours == pytest.approx(reference, rel=2e-3)
     trained, expected = (dict(load_blip(str(run / "model"))[1].state_dict()) for run in (output, ddp_run))
     for name, tensor in expected.items():
