@@ -122,8 +122,8 @@ class TrainConfig(JobConfig):
     use_gpu: bool = False
     """One GPU for each worker."""
 
-    readers_per_worker: int = Field(default=1, ge=1)
-    """Ray Data tasks that read and decode ahead of each worker."""
+    readers_per_worker: int = Field(default=1, ge=0)
+    """Ray Data tasks that read and decode ahead of each worker; with 0 it reads by itself, between its steps."""
 
     shuffle_chunks: int = Field(default=8, ge=1)
     """Chunks (of 64 images) that are read together and mixed; more mixes better and takes memory."""

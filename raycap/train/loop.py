@@ -8,13 +8,11 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray.train
-import ray.train.torch
 import torch
 
 from raycap import cluster, storage
@@ -22,6 +20,7 @@ from raycap.checkpoint import publish
 from raycap.progress import Progress, say
 from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
 from raycap.train.config import AdamW, DeepSpeed, InPlace, TrainConfig
+from raycap.train.host import Host, RayTrainHost
 from raycap.train.in_place import InPlaceStrategy
 from raycap.train.recipe import HopelessRunError, Recipe
 from raycap.train.state import HISTORY, Place, load_state, save_state
@@ -44,10 +43,11 @@ def train_worker(arguments: dict[str, Any]) -> None:
     workers anew, ``max_failures`` times, to the same end.
     """
     config: TrainConfig = arguments["config"]
+    host = RayTrainHost()
     try:
-        _Worker(config, arguments["recipe"]).run()
+        Worker(config, arguments["recipe"], host).run()
     except HopelessRunError as error:
-        if ray.train.get_context().get_world_rank() == 0:
+        if host.rank == 0:
             storage.write_json(storage.join(config.output, ERROR), {"message": str(error)})
 
 
@@ -55,15 +55,27 @@ def train_worker(arguments: dict[str, Any]) -> None:
 _Evaluations = dict[str, list[Block]]
 
 
-class _Worker:
-    def __init__(self, config: TrainConfig, recipe: Recipe) -> None:
-        self.config, self.recipe = config, recipe
+class Worker:
+    """One of the processes that train a model together.
+
+    Args:
+        config: of the run.
+        recipe: of the kind of training.
+        host: who runs this process.
+        measure: the trained task to further validation metrics; for a worker that trains alone.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        host: Host,
+        measure: Callable[[Any], dict[str, float]] | None = None,
+    ) -> None:
+        self.config, self.recipe, self.host, self._measure = config, recipe, host, measure
         cluster.quiet()
-        context = ray.train.get_context()
-        self.rank, self.num_workers = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
-        local_workers = context.get_local_world_size()
-        torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // local_workers))
+        self.rank, self.num_workers, self.device = host.rank, host.num_workers, host.device
+        torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // host.local_workers))
         _seed_everything(config.seed)
         first_sample = self.rank * config.batch_size_per_worker
         self.task = recipe.build_task(config.seed, first_sample).train().to(self.device)
@@ -124,15 +136,19 @@ class _Worker:
         return DdpStrategy(**common, device=self.device, num_workers=self.num_workers)
 
     def run(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as directory:
-                self.place = load_state(Path(directory), self.rank, self.strategy, self.task, self.device)
-            self.place.resumed_at = self.place.step
-            if self.rank == 0:
-                say(f"resumed at step {self.place.step:,} of {self.total_steps:,}")
+        """Train from the last checkpoint, or from nothing, to the end.
+
+        Raises:
+            HopelessRunError: a loss or a metric is not finite.
+        """
+        with self.host.checkpoint() as directory:
+            if directory is not None:
+                self.place = load_state(directory, self.rank, self.strategy, self.task, self.device)
+                self.place.resumed_at = self.place.step
+                if self.host.speaks:
+                    say(f"resumed at step {self.place.step:,} of {self.total_steps:,}")
         place, self._started = self.place, time.monotonic() - self.place.seconds
-        self.progress = Progress("train", "steps", self.total_steps) if self.rank == 0 else None
+        self.progress = Progress("train", "steps", self.total_steps) if self.host.speaks else None
         if self.progress:
             self.progress.resume_at(place.step)
             samples = self.steps_per_epoch * self.config.gradient_accumulation_steps * self.config.batch_size_per_worker
@@ -151,6 +167,8 @@ class _Worker:
                     self._checkpoint({})
                 continue
             metrics = self._evaluate(stream, evaluations)
+            if self._measure is not None:
+                metrics |= self._measure(self.task)
             self._record(metrics)
             self._publish_if_best(metrics)
             self._stop_if_stale(metrics)
@@ -310,7 +328,7 @@ class _Worker:
                 f"optimizer.learning_rate = {self.config.optimizer.learning_rate}: {name} is {loss} "
                 f"at step {place.step}; set a smaller learning rate, or clip_norm"
             )
-        if metrics and self.rank == 0:
+        if metrics and self.host.speaks:
             say(f"epoch {place.epoch}/{self.config.epochs}: " + _format(record))
 
     def _summary(self) -> str:
@@ -343,7 +361,7 @@ class _Worker:
         place.validations_without_gain = 0 if gained else place.validations_without_gain + 1
         if place.validations_without_gain >= stopping.patience:
             place.stopped = True
-            if self.rank == 0:
+            if self.host.speaks:
                 name = recipe.stopping_metric
                 say(f"stopped early after epoch {place.epoch}: {name} is {value:.4f}, at best {best:.4f}")
 
@@ -357,8 +375,7 @@ class _Worker:
             if self.rank == 0:
                 history = Path(folder, HISTORY).read_bytes()
                 storage.write_bytes(storage.join(self.config.output, HISTORY), history)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"step": self.place.step, "score": score, **metrics}, checkpoint=checkpoint)
+            self.host.report({"step": self.place.step, "score": score, **metrics}, Path(folder))
 
 
 def _seed_everything(seed: int) -> None:

@@ -93,13 +93,13 @@ class BatchStream:
     Args:
         source: where the blocks are read.
         blocks: in order.
-        readers: Ray Data tasks that read ahead.
+        readers: Ray Data tasks that read ahead; 0 reads here, when a block is due.
     """
 
     def __init__(self, source: Source, blocks: Sequence[Block], readers: int) -> None:
         self._source = source
         self._blocks = blocks
-        self._arrays = _read_ahead(source, blocks, readers)
+        self._arrays = _read_ahead(source, blocks, readers) if readers else _read_here(source, blocks)
         self._next = 0
 
     def batches(self, num_blocks: int, batch_size: int, *, skip: int = 0, shuffle: bool = True) -> Iterator[Batch]:
@@ -136,12 +136,19 @@ def to_tensors(arrays: Arrays) -> Batch:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
+def _read_block(source: Source, block: Block) -> Arrays:
+    return source.read(block.chunks, np.random.default_rng((*block.seed, 0)))
+
+
+def _read_here(source: Source, blocks: Sequence[Block]) -> Iterator[Arrays]:
+    return (_read_block(source, block) for block in blocks)
+
+
 def _read_ahead(source: Source, blocks: Sequence[Block], readers: int) -> Iterator[Arrays]:
     import ray.data
 
     def read(row: dict[str, Any]) -> Arrays:
-        block = blocks[row["id"]]
-        return source.read(block.chunks, np.random.default_rng((*block.seed, 0)))
+        return _read_block(source, blocks[row["id"]])
 
     indices = ray.data.range(len(blocks), override_num_blocks=len(blocks))
     context = indices.context

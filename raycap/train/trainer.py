@@ -13,6 +13,7 @@ from ray.train.torch import TorchTrainer
 from raycap import cluster, storage
 from raycap.errors import UserError
 from raycap.progress import say
+from raycap.train.claim import claim, is_claimed
 from raycap.train.config import TrainConfig
 from raycap.train.loop import ERROR, train_worker
 from raycap.train.state import HISTORY
@@ -84,15 +85,8 @@ def _find_run(config: TrainConfig) -> dict[str, Any] | None:
     Raises:
         UserError: another run's output, or this run ended in a user's error before.
     """
-    uri = storage.join(config.output, _RUN)
-    if not storage.exists(uri):
+    if not is_claimed(config.output, _RUN, _settings(config), remedy=", or set overwrite=true"):
         return None
-    changed = sorted(_differences(storage.read_json(uri), _settings(config)))
-    if changed:
-        raise UserError(
-            f"output = {config.output}: holds a run with other settings ({', '.join(changed)}); "
-            f"choose another output, or set overwrite=true"
-        )
     error_uri, metrics_uri = (storage.join(config.output, name) for name in (ERROR, "metrics.json"))
     if storage.exists(error_uri):
         message = storage.read_json(error_uri)["message"]
@@ -104,10 +98,7 @@ def _find_run(config: TrainConfig) -> dict[str, Any] | None:
 def _claim_output(config: TrainConfig) -> None:
     if config.overwrite:
         _clear(config.output)
-    try:
-        storage.write_json(storage.join(config.output, _RUN), _settings(config))
-    except OSError as error:
-        raise UserError(f"output = {config.output}: cannot be written ({error}); choose another output") from None
+    claim(config.output, _RUN, _settings(config))
 
 
 def _clear(output: str) -> None:
@@ -129,13 +120,6 @@ def _delete_orphans(checkpoints: str, result: ray.train.Result) -> None:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=_FREE_SETTINGS)
-
-
-def _differences(before: Any, after: Any, path: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = before.keys() | after.keys()
-        return [d for key in keys for d in _differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if before == after else [path]
 
 
 def _metrics(config: TrainConfig, score_name: str | None) -> dict[str, Any]:
