@@ -79,14 +79,19 @@ def require(num_workers: int, cpus_per_worker: float, use_gpu: bool, reader_cpus
         if gpus == 0:
             raise UserError("use_gpu = true: the cluster has no GPU; set use_gpu to false or join a cluster with GPUs")
         raise UserError(f"num_workers = {num_workers}: the cluster has {gpus:g} GPUs; set at most {int(gpus)}")
-    places = sum(_places(node, cpus_per_worker, use_gpu) for node in nodes)
-    if num_workers > places or num_workers * cpus_per_worker + reader_cpus > cpus:
-        most = max(0, min(places, int((cpus - reader_cpus) / cpus_per_worker)))
+    most_at_once = places(cpus_per_worker, use_gpu)
+    if num_workers > most_at_once or num_workers * cpus_per_worker + reader_cpus > cpus:
+        most = max(0, min(most_at_once, int((cpus - reader_cpus) / cpus_per_worker)))
         raise UserError(
             f"num_workers = {num_workers}: each reserves {cpus_per_worker:g} CPUs of one node, {reader_cpus:g} must "
             f"remain for reading data, and the cluster has {cpus:g} on {len(nodes)} nodes; set at most {most}, or a "
             f"smaller cpus_per_worker"
         )
+
+
+def places(cpus: float, use_gpu: bool) -> int:
+    """How many workers, each with so many CPUs of one node and maybe a GPU, the cluster can ever run at once."""
+    return sum(_places(node["Resources"], cpus, use_gpu) for node in ray.nodes() if node["Alive"])
 
 
 def _places(node: dict[str, float], cpus_per_worker: float, use_gpu: bool) -> int:

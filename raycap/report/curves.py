@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -27,10 +27,10 @@ _BOOKKEEPING = re.compile(
     r"\w+_wait\w*|\w+_per_second|\w+_seconds|\w+_mb|\w+_bytes|\w+_steps?|\w+_epochs?)"
 )
 # Drawn in colours that occur nowhere else, then handed to the page's style sheet.
-_INK, _GRID = "#010203", "#010204"
-_LINES = ("#010205", "#010206", "#010207", "#010208")
-_PAGE_COLOURS = {_INK: "currentColor", _GRID: "var(--line)"} | {
-    colour: f"var(--series-{number})" for number, colour in enumerate(_LINES, 1)
+INK, GRID = "#010203", "#010204"
+LINES = ("#010205", "#010206", "#010207", "#010208")
+_PAGE_COLOURS = {INK: "currentColor", GRID: "var(--line)"} | {
+    colour: f"var(--series-{number})" for number, colour in enumerate(LINES, 1)
 }
 _SIZE_INCHES = (4.4, 2.6)
 _MARKERS_UP_TO = 12  # more points than this are a line without markers
@@ -98,25 +98,39 @@ def _flatten(entry: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def _draw(lines: dict[str, Points], axis: str, salt: str) -> str:
-    style: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9,
-        "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK,
-        "axes.edgecolor": _GRID, "grid.color": _GRID, "axes.spines.top": False, "axes.spines.right": False,
-    }  # fmt: skip
-    with mpl.rc_context(style):
-        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        figure.patch.set_visible(False)
-        axes = figure.add_subplot()
-        axes.patch.set_visible(False)
+    def paint(axes: Any) -> None:
         for number, (label, points) in enumerate(lines.items()):
             x, y = zip(*sorted(points), strict=True)
             marker = "o" if len(points) <= _MARKERS_UP_TO else None
-            colour = _LINES[number % len(_LINES)]
+            colour = LINES[number % len(LINES)]
             axes.plot(x, y, color=colour, label=label, linewidth=1.6, marker=marker, markersize=3.5)
         axes.set_xlabel(axis)
         axes.grid(axis="y", linewidth=0.6)
         if len(lines) > 1:
             axes.legend(frameon=False)
+
+    return draw_svg(paint, salt, _SIZE_INCHES)
+
+
+def draw_svg(paint: Callable[[Any], None], salt: str, size_inches: tuple[float, float]) -> str:
+    """An inline SVG in the page's colours.
+
+    Args:
+        paint: draws on matplotlib's axes, in INK, GRID, LINES or colours of its own.
+        salt: makes names within the drawing, the same at each call.
+        size_inches: width and height.
+    """
+    style: Any = {
+        "svg.fonttype": "none", "svg.hashsalt": salt, "font.family": "sans-serif", "font.size": 9,
+        "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+        "axes.edgecolor": GRID, "grid.color": GRID, "axes.spines.top": False, "axes.spines.right": False,
+    }  # fmt: skip
+    with mpl.rc_context(style):
+        figure = Figure(figsize=size_inches, layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.add_subplot()
+        axes.patch.set_visible(False)
+        paint(axes)
         buffer = io.StringIO()
         FigureCanvasSVG(figure).print_svg(buffer)
     return _inline(buffer.getvalue())

@@ -96,12 +96,22 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Rows under column names; each row is led by its own name."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+
+
+@dataclass(frozen=True)
 class Section:
-    """Anything more that a page shows: paragraphs, name and value pairs, cards."""
+    """Anything more that a page shows: paragraphs, name and value pairs, a table, drawings, cards."""
 
     title: str
     paragraphs: tuple[str, ...] = ()
     facts: tuple[tuple[str, str], ...] = ()
+    table: Table | None = None
+    curves: tuple[Curve, ...] = ()
     cards: tuple[Card, ...] = ()
 
 

@@ -1,0 +1,1 @@
+"""Choosing an RBM's settings by its likelihood, with Ray Tune."""

@@ -1,0 +1,110 @@
+"""A sweep's finished trials: read, ranked by likelihood, one of them chosen, written down."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+
+from raycap import storage
+from raycap.checkpoint import load_refiner
+from raycap.errors import UserError
+from raycap.sweep.config import SweepConfig
+from raycap.sweep.likelihood import HeldOut, rbm_likelihood, standard_error
+from raycap.sweep.trial import METRIC, RESULTS
+
+_COLUMNS = (
+    METRIC, "log_likelihood_error", "annealing_error", "sampling_error", "annealing_effective_samples",
+    "free_energy_gap", "epoch",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FinishedTrial:
+    """Settings by the dotted keys of the space, and what was reported last."""
+
+    settings: dict[str, Any]
+    result: dict[str, Any]
+    epochs: int
+
+    @property
+    def log_likelihood(self) -> float:
+        """Nats per token; -inf for a trial without one."""
+        return self.result[METRIC]
+
+    @property
+    def outcome(self) -> str:
+        """``trained``, ``stopped`` by the scheduler, or ``failed``."""
+        if "failure" in self.result:
+            return "failed"
+        ended = self.result.get("trained_to_end", False) or self.result["epoch"] >= self.epochs
+        return "trained" if ended else "stopped"
+
+
+def read_trials(config: SweepConfig) -> list[FinishedTrial]:
+    """Every finished trial, the most likely first; equal settings count once."""
+    folder = storage.join(config.output, RESULTS)
+    names = [entry.name for entry in storage.list_files(folder)] if storage.is_directory(folder) else []
+    notes = [storage.read_json(storage.join(folder, name)) for name in sorted(names)]
+    trials = [FinishedTrial(note["settings"], note["result"], config.base.epochs) for note in notes]
+    return sorted(trials, key=lambda trial: -trial.log_likelihood)
+
+
+def choose(trials: list[FinishedTrial]) -> FinishedTrial:
+    """The most likely of those trained to the end.
+
+    One that the scheduler stopped is no candidate: its settings, trained to the end, were not measured.
+
+    Raises:
+        UserError: there is none.
+    """
+    for trial in trials:
+        if trial.outcome == "trained":
+            return trial
+    failures = sorted({trial.result["failure"] for trial in trials if trial.outcome == "failed"})
+    reason = f"; one failed with: {failures[0]}" if failures else ""
+    raise UserError(f"num_trials: none of {len(trials)} trials was trained to the end{reason}; change the space")
+
+
+def compare(trial: FinishedTrial, gaussian: np.ndarray, data: HeldOut) -> dict[str, float]:
+    """The trial's likelihood less the Gaussian's, in nats per token, with its standard error.
+
+    Paired over images; the error of log Z comes on top.
+
+    Args:
+        gaussian: mean of each held-out image, (n,).
+    """
+    known = trial.result["log_partition"]
+    rbm = rbm_likelihood(load_refiner(trial.result["model"]), data, 0, 0, 0, log_partition=known)
+    difference = rbm.per_image - gaussian
+    return {
+        "gaussian_log_likelihood": float(gaussian.mean()),
+        "gaussian_log_likelihood_error": standard_error(gaussian),
+        "difference_to_gaussian": float(difference.mean()),
+        "difference_to_gaussian_error": math.hypot(standard_error(difference), trial.result["annealing_error"]),
+    }
+
+
+def write_csv(uri: str, trials: list[FinishedTrial], keys: list[str]) -> None:
+    """A line for each trial, the most likely first."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*keys, "outcome", *_COLUMNS, "model", "failure"])
+    for trial in trials:
+        values = [trial.result.get(name, "") for name in (*_COLUMNS, "model", "failure")]
+        writer.writerow([*(trial.settings[key] for key in keys), trial.outcome, *values])
+    storage.write_bytes(uri, text.getvalue().encode())
+
+
+def write_best(uri: str, trial: FinishedTrial, config: SweepConfig) -> None:
+    """The chosen training, as jobs/train.py takes it."""
+    chosen = config.trial_config(trial.settings, storage.join(config.output, "best"))
+    head = f"# Chosen by log-likelihood: {trial.log_likelihood:.4f} nats per token of split "
+    head += f"{chosen.task.validation_split}.\n"
+    values = chosen.model_dump(mode="json")
+    storage.write_bytes(uri, (head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).encode())
