@@ -63,7 +63,7 @@ def sweep_report(page: SweepPage) -> Report:
     difference = f"{metrics['difference_to_gaussian']:+.3f} ± {metrics['difference_to_gaussian_error']:.3f}"
     verdict = "above" if metrics["difference_to_gaussian"] > 0 else "below"
     best = ", ".join(f"{_short(key)} {_text(setting)}" for key, setting in metrics["best"].items())
-    curves = [Curve("All trials; the colour is the log-likelihood", _parallel(page))]
+    curves = []
     pair = _most_varied(page)
     if pair is not None:
         title = f"Highest log-likelihood by {_short(pair[0])} and {_short(pair[1])}"
@@ -77,6 +77,7 @@ def sweep_report(page: SweepPage) -> Report:
         sections=(
             Section("Trials", table=_table(page)),
             Section("Settings and likelihood", curves=tuple(curves)),
+            Section("All trials", curves=(Curve("A line for each; the redder, the more likely", _parallel(page)),)),
         ),
         notes=_NOTES,
     )
@@ -116,7 +117,9 @@ def _parallel(page: SweepPage) -> str:
     """A line for each trial through its settings; failed ones dashed."""
     keys, colours = page.keys, _colours(page)
     places = {key: _places([trial.settings[key] for trial in page.trials]) for key in keys}
-    heights = _spread([trial.result[_METRIC] for trial in page.trials])
+    values = [trial.result[_METRIC] for trial in page.trials]
+    floor = _floor(values)
+    heights = _spread([max(value, floor) for value in values])
 
     def paint(axes: Any) -> None:
         # The best last, above the others.
@@ -128,9 +131,8 @@ def _parallel(page: SweepPage) -> str:
             axes.axvline(x, color=GRID, linewidth=0.8)
             for position, label in places[key].ticks:
                 axes.text(x, position, f" {label}", va="center", color=INK, fontsize=8)
-        finite = [value for trial in page.trials if math.isfinite(value := trial.result[_METRIC])]
-        for position, found in ((0.0, min(finite)), (1.0, max(finite))):
-            axes.text(len(keys), position, f" {found:.2f}", va="center", color=INK, fontsize=8)
+        for position, label in ((0.0, f"{floor:.2f} or less"), (1.0, f"{max(values):.2f}")):
+            axes.text(len(keys), position, " " + label, va="center", color=INK, fontsize=8)
         axes.set_xticks(range(len(keys) + 1), [*map(_short, keys), "log-likelihood"])
         axes.set_yticks([])
         axes.set_xlim(-0.1, len(keys) + 0.5)
@@ -145,7 +147,8 @@ def _heat_map(page: SweepPage, across: str, up: str) -> str:
     cells: dict[tuple[int, int], float] = {}
     for x, y, trial in zip(x_bins.indices, y_bins.indices, trials, strict=True):
         cells[x, y] = max(cells.get((x, y), -math.inf), trial.result[_METRIC])
-    shares = dict(zip(cells, _spread(list(cells.values())), strict=True))
+    floor = _floor(list(cells.values()))
+    shares = dict(zip(cells, _spread([max(value, floor) for value in cells.values()]), strict=True))
 
     def paint(axes: Any) -> None:
         for (x, y), value in cells.items():
@@ -171,6 +174,10 @@ def _ranking(page: SweepPage) -> str:
     def paint(axes: Any) -> None:
         axes.errorbar(range(1, len(values) + 1), values, errors, fmt="o", color=LINES[0], markersize=4, label="trials")
         axes.axhline(page.metrics["gaussian_log_likelihood"], color=LINES[1], linewidth=1.6, label="Gaussian")
+        gaussian, floor = page.metrics["gaussian_log_likelihood"], _floor(values)
+        low, high = min(floor, gaussian), max(*values, gaussian)
+        margin = 0.08 * (high - low) + 1e-9
+        axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel("trial, the most likely first")
         axes.grid(axis="y", linewidth=0.6)
         axes.legend(frameon=False)
@@ -238,6 +245,13 @@ def _scaled(values: Sequence[float]) -> list[float]:
     """Logarithms where the values span more than an order of magnitude."""
     wide = min(values) > 0 and max(values) > 10 * min(values)
     return [math.log(value) for value in values] if wide else list(values)
+
+
+def _floor(values: Sequence[float]) -> float:
+    """Where a scale of likelihoods begins, so that a few very bad trials do not make all others alike."""
+    finite = [value for value in values if math.isfinite(value)]
+    best, middle = max(finite), float(np.median(finite))
+    return max(min(finite), best - 3 * (best - middle))
 
 
 def _spread(values: Sequence[float]) -> list[float]:

@@ -128,6 +128,7 @@ def _tuner(config: SweepConfig, data: HeldOut) -> tune.Tuner:
             search_alg=_search(config),
             scheduler=scheduler,
             max_concurrent_trials=config.max_concurrent_trials,
+            reuse_actors=True,  # a process takes longer to start than a small trial to train
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
@@ -163,6 +164,7 @@ def _search(config: SweepConfig) -> OptunaSearch:
 def _quiet() -> None:
     """Leave the progress lines to raycap; and have Tune keep its state after every second, not every ten."""
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose box of settings comes at any verbosity
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)

@@ -52,7 +52,8 @@ class Watcher(tune.Callback):
         if METRIC in result and not storage.exists(result_uri(self._output, settings)):
             names = result.keys() - _BOOKKEEPING
             note_result(self._output, settings, {name: result[name] for name in result if name in names})
-        finished = sum(other.is_finished() for other in trials)
+        # This one counts as finished only after this call.
+        finished = sum(other is trial or other.is_finished() for other in trials)
         say(f"sweep: {finished}/{self._num_trials} trials finished")
 
 
