@@ -23,7 +23,7 @@ from raycap.train.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-# The third diverges at its first step.
+# The third diverges at once; the seed below draws it in one trial of four.
 LEARNING_RATES = [0.01, 0.1, 1e30]
 
 
@@ -36,7 +36,7 @@ def sweep_config(root: Path, **settings: Any) -> SweepConfig:
         "task.num_hidden": {"kind": "choice", "values": [8, 12]},
         "optimizer.learning_rate": {"kind": "choice", "values": LEARNING_RATES},
     }
-    defaults = {"num_trials": 4, "search": "random", "scheduler": {"kind": "none"}, "cpus_per_trial": 0.5, "seed": 3}
+    defaults = {"num_trials": 4, "search": "random", "scheduler": {"kind": "none"}, "cpus_per_trial": 0.5, "seed": 10}
     defaults |= {"annealing": {"num_chains": 200, "num_betas": 200}, "max_concurrent_trials": 2}
     return SweepConfig.model_validate(
         {"output": str(root / "sweep"), "base": base, "space": space, **defaults, **settings}
@@ -75,7 +75,7 @@ def test_the_most_likely_trial_is_chosen_and_its_config_is_one_to_train(root: Pa
 
 def test_the_likelihood_is_the_exact_one_within_its_error(root: Path, metrics: dict[str, Any]) -> None:
     store = open_store(str(root / "features"))
-    data = held_out(store, "dev", np.array(store.std), 20_000, seed=3)
+    data = held_out(store, "dev", np.array(store.std), 20_000, seed=10)
     refiner = load_refiner(metrics["model"])
     exact = rbm_likelihood(refiner, data, 0, 0, 0, log_partition=exact_log_partition(refiner.rbm))
     assert metrics["log_likelihood"] == pytest.approx(exact.per_image.mean(), abs=5 * metrics["annealing_error"] + 1e-3)
