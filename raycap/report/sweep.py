@@ -179,6 +179,7 @@ def _ranking(page: SweepPage) -> str:
         margin = 0.08 * (high - low) + 1e-9
         axes.set_ylim(low - margin, high + margin)
         axes.set_xlabel("trial, the most likely first")
+        axes.locator_params(axis="x", integer=True)
         axes.grid(axis="y", linewidth=0.6)
         axes.legend(frameon=False)
 
