@@ -87,7 +87,11 @@ def _facts(page: SweepPage) -> tuple[tuple[str, str], ...]:
     metrics = page.metrics
     outcomes = ", ".join(f"{metrics[f'num_{name}']} {name}" for name in ("trained", "stopped", "failed"))
     tokens = f"{metrics['num_validation_tokens']:,} of {metrics['num_validation_images']:,} images ({page.split})"
-    return (("Trials", outcomes), ("Search", page.search), ("Tokens", tokens), ("Time", f"{metrics['seconds']:,.0f} s"))
+    chosen_at = f"{metrics['log_likelihood_when_chosen']:.3f}, then estimated anew"
+    time = f"{metrics['seconds']:,.0f} s"
+    return (
+        ("Trials", outcomes), ("Search", page.search), ("Tokens", tokens), ("When chosen", chosen_at), ("Time", time),
+    )  # fmt: skip
 
 
 def _table(page: SweepPage) -> Table:
@@ -136,6 +140,7 @@ def _parallel(page: SweepPage) -> str:
         axes.set_xticks(range(len(keys) + 1), [*map(_short, keys), "log-likelihood"])
         axes.set_yticks([])
         axes.set_xlim(-0.1, len(keys) + 0.5)
+        axes.set_ylim(-0.05, 1.05)
 
     return draw_svg(paint, "parallel", _WIDE_INCHES)
 

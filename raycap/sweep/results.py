@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from raycap.sweep.config import SweepConfig
 from raycap.sweep.likelihood import HeldOut, rbm_likelihood, standard_error
 from raycap.sweep.trial import METRIC, RESULTS
 
+_FINER = 4
 _COLUMNS = (
     METRIC, "log_likelihood_error", "annealing_error", "sampling_error", "annealing_effective_samples",
     "free_energy_gap", "epoch",
@@ -55,10 +57,14 @@ def read_trials(config: SweepConfig) -> list[FinishedTrial]:
     return sorted(trials, key=lambda trial: -trial.log_likelihood)
 
 
-def choose(trials: list[FinishedTrial]) -> FinishedTrial:
+def choose(trials: list[FinishedTrial], errors: Sequence[Exception] = ()) -> FinishedTrial:
     """The most likely of those trained to the end.
 
     One that the scheduler stopped is no candidate: its settings, trained to the end, were not measured.
+
+    Args:
+        trials: the most likely first.
+        errors: of trials that were never finished.
 
     Raises:
         UserError: there is none.
@@ -67,26 +73,29 @@ def choose(trials: list[FinishedTrial]) -> FinishedTrial:
         if trial.outcome == "trained":
             return trial
     failures = sorted({trial.result["failure"] for trial in trials if trial.outcome == "failed"})
+    failures += [str(error).strip().splitlines()[-1] for error in errors]
     reason = f"; one failed with: {failures[0]}" if failures else ""
-    raise UserError(f"num_trials: none of {len(trials)} trials was trained to the end{reason}; change the space")
+    raise UserError(f"space: none of {len(trials) + len(errors)} trials was trained to the end{reason}; change it")
 
 
-def compare(trial: FinishedTrial, gaussian: np.ndarray, data: HeldOut) -> dict[str, float]:
-    """The trial's likelihood less the Gaussian's, in nats per token, with its standard error.
+def measure_anew(trial: FinishedTrial, gaussian: np.ndarray, data: HeldOut, config: SweepConfig) -> dict[str, float]:
+    """The chosen trial's likelihood, and what it has before the Gaussian, in nats per token.
 
-    Paired over images; the error of log Z comes on top.
+    log Z is estimated again, by other chains and more finely: the highest of many estimates was also a lucky one.
+    The difference is paired over images; the error of log Z comes on top.
 
     Args:
         gaussian: mean of each held-out image, (n,).
     """
-    known = trial.result["log_partition"]
-    rbm = rbm_likelihood(load_refiner(trial.result["model"]), data, 0, 0, 0, log_partition=known)
+    chains, betas = config.annealing.num_chains, _FINER * config.annealing.num_betas
+    rbm = rbm_likelihood(load_refiner(trial.result["model"]), data, chains, betas, config.seed + 1)
     difference = rbm.per_image - gaussian
     return {
+        **rbm.metrics(),
         "gaussian_log_likelihood": float(gaussian.mean()),
         "gaussian_log_likelihood_error": standard_error(gaussian),
         "difference_to_gaussian": float(difference.mean()),
-        "difference_to_gaussian_error": math.hypot(standard_error(difference), trial.result["annealing_error"]),
+        "difference_to_gaussian_error": math.hypot(standard_error(difference), rbm.log_partition.standard_error),
     }
 
 

@@ -22,7 +22,7 @@ from raycap.report.html import write_report
 from raycap.report.sweep import SweepPage, TrialRow, sweep_report
 from raycap.sweep.config import Asha, SweepConfig
 from raycap.sweep.likelihood import HeldOut, gaussian_likelihood, held_out
-from raycap.sweep.results import FinishedTrial, choose, compare, read_trials, write_best, write_csv
+from raycap.sweep.results import FinishedTrial, choose, measure_anew, read_trials, write_best, write_csv
 from raycap.sweep.trial import METRIC, run_trial
 from raycap.sweep.watch import Watcher
 from raycap.train.claim import claim, is_claimed
@@ -30,8 +30,6 @@ from raycap.train.contrastive_divergence import ContrastiveDivergenceRecipe
 
 _SETTINGS = "sweep.json"
 _EXPERIMENT = "tune"
-# What may differ between a sweep and its resumption.
-_FREE_SETTINGS = {"max_concurrent_trials", "cpus_per_trial"}
 _MAX_FAILURES = 2  # lost processes of one trial; it goes on from its last checkpoint
 
 
@@ -46,7 +44,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     config = config.model_copy(update={"output": storage.absolute(config.output)})
-    settings = config.model_dump(mode="json", exclude=_FREE_SETTINGS)
+    settings = config.model_dump(mode="json")
     resumed = is_claimed(config.output, _SETTINGS, settings, what="sweep", remedy=", or delete that one")
     metrics_uri = storage.join(config.output, "metrics.json")
     if resumed and storage.exists(metrics_uri):
@@ -69,13 +67,14 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
         say(f"sweep: a trial ended in an error: {str(error).strip().splitlines()[-1]}")
     trials = read_trials(config)
     write_csv(storage.join(config.output, "trials.csv"), trials, list(config.space))
-    best = choose(trials)
+    best = choose(trials, errors)
     write_best(storage.join(config.output, "best.yaml"), best, config)
     outcomes = [trial.outcome for trial in trials]
     metrics = {
         "best": best.settings,
         **{name: value for name, value in best.result.items() if name != "trained_to_end"},
-        **compare(best, gaussian, data),
+        "log_likelihood_when_chosen": best.log_likelihood,
+        **measure_anew(best, gaussian, data, config),
         "num_trials": config.num_trials,
         **{f"num_{outcome}": outcomes.count(outcome) for outcome in ("trained", "stopped", "failed")},
         "num_errors": len(errors),
@@ -166,6 +165,8 @@ def _quiet() -> None:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # whose box of settings comes at any verbosity
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    # Else fit() returns on Ctrl-C, as if all trials were finished.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -14,7 +14,7 @@ from tiny import make_store
 
 pytestmark = pytest.mark.integration
 
-NUM_TRIALS = 5
+NUM_TRIALS = 4
 
 
 def write_config(root: Path) -> str:

@@ -22,7 +22,12 @@ def trial(num_hidden: Any, sigma: float, value: float, outcome: str = "trained")
 def page(*trials: TrialRow) -> SweepPage:
     best = trials[0]
     metrics: dict[str, Any] = {"best": best.settings, "log_likelihood": best.result["log_likelihood"], "seconds": 9.0}
-    metrics |= {"gaussian_log_likelihood": -12.0, "gaussian_log_likelihood_error": 0.1, "num_validation_tokens": 300}
+    metrics |= {
+        "gaussian_log_likelihood": -12.0,
+        "gaussian_log_likelihood_error": 0.1,
+        "log_likelihood_when_chosen": -9.0,
+        "num_validation_tokens": 300,
+    }
     metrics |= {"difference_to_gaussian": 2.0, "difference_to_gaussian_error": 0.1, "num_validation_images": 60}
     metrics |= {"num_trained": 1, "num_stopped": 0, "num_failed": 0}
     return SweepPage(trials, ("task.num_hidden", "task.sigma"), metrics, "dev", "random")

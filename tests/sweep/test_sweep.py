@@ -66,7 +66,7 @@ def test_the_most_likely_trial_is_chosen_and_its_config_is_one_to_train(root: Pa
     trained = [row for row in rows(output) if row["outcome"] == "trained"]
     assert len(trained) >= 2
     best = max(trained, key=lambda row: float(row["log_likelihood"]))
-    assert metrics["log_likelihood"] == float(best["log_likelihood"])
+    assert metrics["log_likelihood_when_chosen"] == float(best["log_likelihood"])
     config = load_config(TrainConfig, str(output / "best.yaml"))
     assert config.task.num_hidden == int(best["task.num_hidden"]) == metrics["best"]["task.num_hidden"]  # type: ignore[union-attr]
     assert config.optimizer.learning_rate == float(best["optimizer.learning_rate"])

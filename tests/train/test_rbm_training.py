@@ -53,6 +53,14 @@ def test_in_place_and_back_propagated_training_end_in_the_same_rbm(store: str, t
     assert 0 < history(tmp_path / "in_place")[0]["train_hidden_activity"] < 1
 
 
+def test_a_worker_that_reads_by_itself_trains_the_same_rbm(store: str, tmp_path: Path) -> None:
+    for readers in (0, 1):
+        config = rbm_config(store, tmp_path / str(readers), readers_per_worker=readers, strategy={"kind": "in_place"})
+        train(config)
+    for name, value in tensors(tmp_path / "0").items():
+        assert torch.equal(value, tensors(tmp_path / "1")[name]), name
+
+
 def test_two_workers_train_in_place(store: str, tmp_path: Path) -> None:
     train(rbm_config(store, tmp_path, num_workers=2, strategy={"kind": "in_place", "centred": True}))
     assert all(value.isfinite().all() for value in tensors(tmp_path).values())

@@ -1,4 +1,7 @@
-"""The order of the data: complete, seeded, the same from any place it is resumed at."""
+"""The order of the data: complete, seeded, the same from any place it is resumed at.
+
+Read in process; reading by Ray Data is in test_training.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import pytest
 import torch
 
 from raycap.data.rows import Chunk
-from raycap.train import stream
 from raycap.train.stream import Arrays, Batch, BatchStream, batches_per_epoch, plan_epoch
 
 
@@ -33,19 +35,9 @@ class Numbers:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-@pytest.fixture(autouse=True)
-def _read_in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan and the cutting are under test here; reading by Ray Data is in test_training.py."""
-
-    def read(source: Numbers, blocks: Sequence[stream.Block], readers: int) -> object:
-        return (source.read(block.chunks, np.random.default_rng(0)) for block in blocks)
-
-    monkeypatch.setattr(stream, "_read_ahead", read)
-
-
 def epoch_of(source: Numbers, rank: int, num_workers: int, epoch: int = 0, batch_size: int = 10) -> list[list[int]]:
     plan = plan_epoch(source, "train", seed=5, epoch=epoch, rank=rank, num_workers=num_workers, chunks_per_block=2)
-    batches = BatchStream(source, plan, 1).batches(len(plan), batch_size)
+    batches = BatchStream(source, plan, 0).batches(len(plan), batch_size)
     return [batch["index"].tolist() for batch in batches]
 
 
@@ -86,10 +78,10 @@ def test_every_worker_has_at_least_the_promised_batches(num_workers: int) -> Non
 def test_skipping_gives_the_batches_that_would_have_come() -> None:
     source = Numbers(SIZES)
     plan = plan_epoch(source, "train", seed=1, epoch=3, rank=0, num_workers=1, chunks_per_block=2)
-    everything = [b["index"].tolist() for b in BatchStream(source, plan, 1).batches(len(plan), 10)]
+    everything = [b["index"].tolist() for b in BatchStream(source, plan, 0).batches(len(plan), 10)]
     for steps in range(len(everything)):
         skip, blocks = steps * 10, list(plan)
         while skip >= blocks[0].num_samples:
             skip -= blocks.pop(0).num_samples
-        rest = [b["index"].tolist() for b in BatchStream(source, blocks, 1).batches(len(blocks), 10, skip=skip)]
+        rest = [b["index"].tolist() for b in BatchStream(source, blocks, 0).batches(len(blocks), 10, skip=skip)]
         assert rest == everything[steps:]
