@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoTokenizer, BlipConfig, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.utils import logging as transformers_logging
@@ -24,10 +25,16 @@ from transformers.utils import logging as transformers_logging
 from raycap import storage
 from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, join_blip, split_blip
+from raycap.models.controls import LinearRefiner, NoiseRefiner
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 
-RBM_MODEL_TYPE = "gaussian_bernoulli_rbm"
+Refiner = RbmRefiner | LinearRefiner | NoiseRefiner
+_MODEL_TYPES: dict[type[nn.Module], str] = {
+    RbmRefiner: "gaussian_bernoulli_rbm",
+    LinearRefiner: "linear_refiner",
+    NoiseRefiner: "noise_refiner",
+}
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 
@@ -122,25 +129,28 @@ def _load_blip(source: str) -> tuple[BlipImageEncoder, BlipCaptionDecoder]:
     return encoder.eval(), decoder.eval()
 
 
-def save_refiner(directory: Path, refiner: RbmRefiner, encoder: EncoderId) -> None:
-    """Write an RBM refiner into a local directory that nobody reads yet (see :func:`publish`)."""
+def save_refiner(directory: Path, refiner: Refiner, encoder: EncoderId) -> None:
+    """Write a refiner into a local directory that nobody reads yet (see :func:`publish`)."""
     directory.mkdir(parents=True, exist_ok=True)
-    rbm = refiner.rbm
-    tensors = {name.removeprefix("rbm."): tensor for name, tensor in refiner.state_dict().items()}
+    config: dict[str, Any] = {"model_type": _MODEL_TYPES[type(refiner)], "encoder": encoder._asdict()}
+    module: nn.Module = refiner
+    if not isinstance(refiner, LinearRefiner):
+        module = refiner.like if isinstance(refiner, NoiseRefiner) else refiner
+        assert isinstance(module, RbmRefiner)
+        rbm = module.rbm
+        config |= {
+            "num_visible": rbm.num_visible,
+            "num_hidden": rbm.num_hidden,
+            "learn_variance": rbm.learn_variance,
+            "sigma_bounds": list(rbm.sigma_bounds),
+        }
+    tensors = {name.removeprefix("rbm."): tensor for name, tensor in module.state_dict().items()}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, directory / _WEIGHTS)
-    config = {
-        "model_type": RBM_MODEL_TYPE,
-        "num_visible": rbm.num_visible,
-        "num_hidden": rbm.num_hidden,
-        "learn_variance": rbm.learn_variance,
-        "sigma_bounds": list(rbm.sigma_bounds),
-        "encoder": encoder._asdict(),
-    }
     (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rbm") -> RbmRefiner:
-    """Load an RBM refiner on the CPU, in float32.
+def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rbm") -> Refiner:
+    """Load a refiner, an RBM's or a control's, on the CPU, in float32.
 
     Args:
         source: a local directory or s3:// prefix.
@@ -151,8 +161,9 @@ def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rb
         UserError: nothing there, another model, or trained on another encoder's embeddings.
     """
     config = _read_config(source, field)
-    if config["model_type"] != RBM_MODEL_TYPE:
-        raise UserError(f"{field} = {source}: holds a {config['model_type']}, not an RBM; give an RBM directory")
+    model_type = config["model_type"]
+    if model_type not in _MODEL_TYPES.values():
+        raise UserError(f"{field} = {source}: holds a {model_type}, not an RBM; give an RBM directory")
     trained_on = EncoderId(**config["encoder"])
     if encoder is not None and trained_on.fingerprint != encoder.fingerprint:
         raise UserError(
@@ -161,6 +172,26 @@ def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rb
         )
     with storage.local_directory(source) as directory:
         tensors = load_file(directory / _WEIGHTS)
+    if model_type == _MODEL_TYPES[LinearRefiner]:
+        return LinearRefiner(tensors["mean"], tensors["matrix"]).eval()
+    refiner = _build_rbm_refiner(config, tensors)
+    return NoiseRefiner(refiner).eval() if model_type == _MODEL_TYPES[NoiseRefiner] else refiner.eval()
+
+
+def load_rbm_refiner(source: str, field: str = "rbm") -> tuple[RbmRefiner, EncoderId]:
+    """Load an RBM's refiner and tell whose embeddings it was trained on.
+
+    Raises:
+        UserError: as :func:`load_refiner`, or it is a control.
+    """
+    refiner = load_refiner(source, field=field)
+    config = _read_config(source, field)
+    if not isinstance(refiner, RbmRefiner):
+        raise UserError(f"{field} = {source}: holds a {config['model_type']}, not an RBM; give an RBM directory")
+    return refiner, EncoderId(**config["encoder"])
+
+
+def _build_rbm_refiner(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> RbmRefiner:
     rbm = GaussianBernoulliRBM(
         config["num_visible"],
         config["num_hidden"],
@@ -170,7 +201,7 @@ def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rb
     )
     refiner = RbmRefiner(rbm, tensors["mean"], tensors["scale"])
     rbm.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in ("mean", "scale")})
-    return refiner.eval()
+    return refiner
 
 
 def publish(local: Path, uri: str) -> None:

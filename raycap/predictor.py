@@ -12,12 +12,11 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, load_refiner
+from raycap.checkpoint import EncoderId, Refiner, encoder_fingerprint, load_blip, load_refiner
 from raycap.config import Config
 from raycap.data.images import resize_image
 from raycap.hardware import Precision, default_device
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, Decoding
-from raycap.models.refiner import RbmRefiner
 
 
 class Refinement(Config):
@@ -68,7 +67,7 @@ class RefinerStage:
     """
 
     def __init__(self, rbm: str, encoder: EncoderId | None = None) -> None:
-        self.refiner: RbmRefiner = load_refiner(rbm, encoder).to(default_device())
+        self.refiner: Refiner = load_refiner(rbm, encoder).to(default_device())
 
     def __call__(self, image_embeds: torch.Tensor, refinement: Refinement) -> torch.Tensor:
         return self.refiner(image_embeds, gate=refinement.gate, passes=refinement.passes)

@@ -53,6 +53,9 @@ class EvaluateConfig(PoolConfig):
     rbm: str | None = None
     """RBM directory or s3:// prefix, trained on this BLIP's embeddings; null is plain BLIP alone."""
 
+    refiners: dict[str, str] = Field(default_factory=dict)
+    """Further refiners by name, such as those of jobs/controls.py; ``variants`` choose among them."""
+
     variants: tuple[Variant, ...] | None = Field(default=None, min_length=1)
     """What is compared, each with the first; null is ``plain`` (gate 0) and, with an RBM, ``rbm`` (gate 1)."""
 
@@ -111,6 +114,9 @@ class _Captioned(NamedTuple):
     captions: dict[str, dict[str, dict[str, str]]]
     """By corruption, variant and image id, all in the order of the configuration or sorted."""
 
+    free_energies: dict[str, dict[str, list[float]]]
+    """By corruption and variant of an RBM: the tokens' mean free energy before and after each pass, in nats."""
+
     speed: dict[str, Any]
 
 
@@ -147,6 +153,8 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
         **score(captioned.captions, split.references, config.num_resamples, config.seed),
         "model": config.model,
         "rbm": config.rbm,
+        "refiners": config.refiners,
+        "free_energy_per_pass": captioned.free_energies,
         "encoder": model.encoder._asdict(),
         "decoding": config.decoding.model_dump(),
         "exact_match": config.exact_match,
@@ -157,12 +165,20 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
     return Evaluation(metrics, _report(config, metrics, captioned, split, model, curves))
 
 
+def _refiners(config: EvaluateConfig) -> dict[str, str]:
+    return ({} if config.rbm is None else {"rbm": config.rbm}) | config.refiners
+
+
 def _variants(config: EvaluateConfig) -> tuple[Variant, ...]:
     plain = Variant(name="plain", gate=0)
     variants = config.variants or ((plain, Variant(name="rbm")) if config.rbm is not None else (plain,))
     for index, variant in enumerate(variants):
-        if variant.gate > 0 and config.rbm is None:
+        if variant.gate == 0 or variant.refiner in _refiners(config):
+            continue
+        if variant.refiner == "rbm":
             raise UserError(f"variants.{index}.gate = {variant.gate:g}: there is no RBM; set rbm, or gate to 0")
+        there = ", ".join(_refiners(config)) or "none"
+        raise UserError(f"variants.{index}.refiner = {variant.refiner}: not among refiners ({there}); add it there")
     names = {
         "variants": [variant.name for variant in variants],
         "corruptions": [corruption.name for corruption in config.corruptions],
@@ -203,8 +219,8 @@ def _check_model(config: EvaluateConfig) -> _Model:
     encoder, decoder = load_blip(config.model)
     decoder.require_room(config.decoding)
     owner = EncoderId(config.model, encoder_fingerprint(encoder))
-    if config.rbm is not None:
-        load_refiner(config.rbm, owner)
+    for name, source in _refiners(config).items():
+        load_refiner(source, owner, "rbm" if name == "rbm" else f"refiners.{name}")
     return _Model(owner, encoder.image_size)
 
 
@@ -212,6 +228,7 @@ def _caption(config: EvaluateConfig, variants: Sequence[Variant], split: _Split,
     captions: dict[str, dict[str, dict[str, str]]] = {
         corruption.name: {variant.name: {} for variant in variants} for corruption in config.corruptions
     }
+    free_energies: dict[str, dict[str, list[float]]] = {corruption.name: {} for corruption in config.corruptions}
     num_images = len(split.references) * len(config.corruptions)
     progress = Progress("evaluate", "captions", num_images * len(variants))
     results = []
@@ -220,6 +237,11 @@ def _caption(config: EvaluateConfig, variants: Sequence[Variant], split: _Split,
         for name, texts in result.pop("captions").items():
             captions[result["corruption"]][name].update(zip(image_ids, texts, strict=True))
             progress.advance(len(texts))
+        for name, sums in result.pop("free_energies").items():
+            totals = free_energies[result["corruption"]].setdefault(name, [0.0] * len(sums))
+            free_energies[result["corruption"]][name] = [
+                total + part / len(split.references) for total, part in zip(totals, sums, strict=True)
+            ]
         results.append(result)
     progress.finish()
     # Ray's start and the loading of the models are not in the rates; they are in the job's seconds.
@@ -235,7 +257,7 @@ def _caption(config: EvaluateConfig, variants: Sequence[Variant], split: _Split,
         corruption: {name: dict(sorted(texts.items())) for name, texts in group.items()}
         for corruption, group in captions.items()
     }
-    return _Captioned(ordered, speed)
+    return _Captioned(ordered, free_energies, speed)
 
 
 def _results(
@@ -245,7 +267,7 @@ def _results(
     read = partial(read_batch, image_size=image_size, corruptions=config.corruptions)
     worker = {
         "model": absolute_source(config.model),
-        "rbm": None if config.rbm is None else storage.absolute(config.rbm),
+        "refiners": {name: storage.absolute(source) for name, source in _refiners(config).items()},
         "precision": config.precision,
         "variants": variants,
         "decoding": config.decoding,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from raycap.data.rows import Chunk, decode_images, read_chunk
 from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.blip import Decoding
-from raycap.predictor import CaptionPredictor, Refinement
+from raycap.models.refiner import RbmRefiner
+from raycap.predictor import CaptionPredictor, Refinement, RefinerStage
 
 
 class Variant(Refinement):
@@ -24,6 +25,9 @@ class Variant(Refinement):
 
     name: str
     """Stands in the report and in file names."""
+
+    refiner: str = "rbm"
+    """Which refiner changes the embeddings: rbm, or one of ``refiners`` by its name."""
 
 
 def read_batch(row: dict[str, Any], *, image_size: int, corruptions: Sequence[Corruption]) -> list[dict[str, Any]]:
@@ -63,7 +67,7 @@ class CaptionBatch:
 
     Args:
         model: BLIP directory, s3:// prefix or hub name.
-        rbm: refiner directory or s3:// prefix; None if no variant needs one.
+        refiners: directories or s3:// prefixes by name.
         variants: how the embeddings are refined.
         torch_threads: at most; never more than this machine has cores.
     """
@@ -71,7 +75,7 @@ class CaptionBatch:
     def __init__(
         self,
         model: str,
-        rbm: str | None,
+        refiners: Mapping[str, str],
         precision: Precision,
         variants: Sequence[Variant],
         decoding: Decoding,
@@ -79,23 +83,31 @@ class CaptionBatch:
     ) -> None:
         torch.set_num_threads(usable_threads(torch_threads))
         self.variants, self.decoding = variants, decoding
-        self.predictor = CaptionPredictor.from_pretrained(model, rbm, precision)
+        self.predictor = CaptionPredictor.from_pretrained(model, precision=precision)
+        encoder = self.predictor.encoder.id
+        self.refiners = {name: RefinerStage(source, encoder) for name, source in refiners.items()}
         self.ready_at = time.time()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row of :func:`read_batch` to ``result``, JSON with captions by variant, and its ``error``."""
+        """A row of :func:`read_batch` to its ``error`` and to ``result``, JSON with captions by variant and, for
+        the RBM's, the images' summed mean free energies before and after each pass."""
         if row["error"]:
             return {"result": "", "error": row["error"]}
         # Copied, because Ray's memory is read-only, which torch has no notion of.
         image_embeds = self.predictor.encode(row["images"].copy())
-        captions = {
-            variant.name: self.predictor.decode(self.predictor.refine(image_embeds, variant), self.decoding)
-            for variant in self.variants
-        }
+        captions, free_energies = {}, {}
+        for variant in self.variants:
+            stage = self.refiners.get(variant.refiner)
+            refined = image_embeds if stage is None else stage(image_embeds, variant)
+            captions[variant.name] = self.predictor.decode(refined, self.decoding)
+            if stage is not None and isinstance(stage.refiner, RbmRefiner):
+                means = stage.refiner.free_energies(image_embeds, variant.gate, variant.passes)
+                free_energies[variant.name] = (means * len(image_embeds)).tolist()
         result = {
             "corruption": row["corruption"],
             "image_ids": list(row["image_ids"]),
             "captions": captions,
+            "free_energies": free_energies,
             "ready_at": self.ready_at,
             "finished_at": time.time(),
             "device": self.predictor.encoder.device.type,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from typing import Annotated, Literal
 
 import numpy as np
@@ -84,7 +85,25 @@ class Blur(Config):
         return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(self.radius)))
 
 
-Corruption = Annotated[Clean | GaussianNoise | SaltAndPepper | Blur, Field(discriminator="kind")]
+class Jpeg(Config):
+    """Written as a JPEG file of low quality and read again."""
+
+    kind: Literal["jpeg"] = "jpeg"
+
+    quality: int = Field(10, ge=1, le=95)
+    """Pillow's scale; 75 is usual, below 20 blocks show."""
+
+    @property
+    def name(self) -> str:
+        return _name("jpeg", self.quality)
+
+    def apply(self, image: np.ndarray, image_id: str) -> np.ndarray:  # noqa: ARG002
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "JPEG", quality=self.quality)
+        return np.asarray(Image.open(buffer).convert("RGB"))
+
+
+Corruption = Annotated[Clean | GaussianNoise | SaltAndPepper | Blur | Jpeg, Field(discriminator="kind")]
 """Chosen by ``kind``. ``apply`` takes and gives (H, W, 3) uint8; ``name`` serves as a file's name."""
 
 

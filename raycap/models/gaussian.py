@@ -37,12 +37,18 @@ class FullCovarianceGaussian:
         return -(solved.square().sum(0) + log_determinant + len(self.mean) * math.log(2 * math.pi)) / 2
 
     def shrinkage(self, noise_variance: torch.Tensor) -> torch.Tensor:
-        """The matrix M of the best linear estimate mean + (v - mean) M of v from v plus noise (Wiener 1949).
+        """The matrix M of the best linear estimate, mean + (v - mean) M, of what v was without its noise.
+
+        One Tweedie step v + sigma^2 d log p / dv with this Gaussian as p, M = I - Sigma^-1 sigma^2 (Wiener 1949);
+        directions that vary less than the noise are taken for noise altogether.
 
         Args:
-            noise_variance: of each dimension, (V,), positive.
+            noise_variance: the part of this Gaussian's variance that is noise, (V,), positive.
 
         Returns:
             (V, V) float64, for row vectors.
         """
-        return torch.linalg.solve(self.covariance + torch.diag(noise_variance.double()), self.covariance)
+        sigma = noise_variance.double().sqrt()
+        values, vectors = torch.linalg.eigh(self.covariance / sigma / sigma[:, None])  # in units of the noise
+        kept = (1 - 1 / values).clamp(min=0)
+        return ((vectors * kept) @ vectors.T) / sigma[:, None] * sigma

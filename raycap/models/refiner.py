@@ -67,3 +67,13 @@ class RbmRefiner(nn.Module):
             return image_embeds
         refined = self.rbm.reconstruct(self.standardise(image_embeds), passes=passes, gate=gate)
         return self.unstandardise(refined).to(image_embeds.dtype)
+
+    @torch.inference_mode()
+    def free_energies(self, image_embeds: torch.Tensor, gate: float = 1.0, passes: int = 1) -> torch.Tensor:
+        """Mean free energy of the tokens before and after each pass, in nats: (passes + 1,)."""
+        v = self.standardise(image_embeds)
+        means = [self.rbm.free_energy(v).mean()]
+        for _ in range(passes):
+            v = self.rbm.reconstruct(v, gate=gate)
+            means.append(self.rbm.free_energy(v).mean())
+        return torch.stack(means)

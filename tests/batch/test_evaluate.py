@@ -129,6 +129,23 @@ def test_gate_0_gives_the_captions_of_plain_blip_and_no_difference(place: Path, 
 
 
 @pytest.mark.integration
+def test_a_variant_chooses_its_refiner_and_free_energy_never_rises(place: Path, cluster: None) -> None:
+    variants = [
+        {"name": "plain", "gate": 0},
+        {"name": "three", "passes": 3},
+        {"name": "other", "refiner": "other"},
+    ]
+    config = _config(place, variants=variants, refiners={"other": str(place / "rbm")}, max_images=10)
+    metrics = run_evaluation(config.model_copy(update={"output": str(place / "refiners")})).metrics
+    energies = metrics["free_energy_per_pass"]["clean"]
+    assert len(energies["three"]) == 4
+    assert energies["three"] == sorted(energies["three"], reverse=True)
+    assert energies["other"][0] == pytest.approx(energies["three"][0])
+    found = _read_captions(place / "refiners")
+    assert found["other-clean"] != found["plain-clean"]
+
+
+@pytest.mark.integration
 def test_captions_and_scores_depend_neither_on_batch_size_nor_on_the_number_of_workers(
     place: Path, cluster: None
 ) -> None:
@@ -155,6 +172,8 @@ def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(place: Path,
         ({"rbm": str(place / "blip")}, "rbm = .*: holds a blip, not an RBM"),
         ({"rbm": str(place / "foreign_rbm")}, "rbm = .*: trained on embeddings of encoder another"),
         ({"rbm": None, "variants": [{"name": "a", "gate": 0.5}]}, "variants.0.gate = 0.5: there is no RBM; set rbm"),
+        ({"variants": [{"name": "a", "refiner": "noise"}]}, r"variants.0.refiner = noise: not among refiners \(rbm\)"),
+        ({"refiners": {"other": str(place / "foreign_rbm")}}, r"refiners.other = .*: trained on embeddings of encoder"),
         ({"corruptions": [NOISE, NOISE]}, "corruptions: 'gaussian_noise_0.3' stands there twice"),
         ({"histories": {"BLIP": str(place / "none.jsonl")}}, "histories = .*none.jsonl: no such file"),
         ({"num_workers": 99}, "num_workers = 99: .* CPUs of one node"),

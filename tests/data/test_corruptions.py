@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raycap.data.corruptions import Blur, Clean, GaussianNoise, SaltAndPepper
+from raycap.data.corruptions import Blur, Clean, GaussianNoise, Jpeg, SaltAndPepper
 
 GREY = np.full((64, 64, 3), 128, np.uint8)
 
 
-@pytest.mark.parametrize("corruption", [Clean(), GaussianNoise(), SaltAndPepper(), Blur()])
+@pytest.mark.parametrize("corruption", [Clean(), GaussianNoise(), SaltAndPepper(), Blur(), Jpeg()])
 def test_result_depends_on_the_image_and_its_id_alone(corruption: GaussianNoise) -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     before = image.copy()

@@ -24,6 +24,11 @@ def test_shrinkage_is_the_least_squares_estimate_from_noisy_samples() -> None:
     clean, generator = correlated(400_000), torch.Generator().manual_seed(1)
     noise = torch.tensor([0.5, 1.0, 2.0, 0.1, 1.0], dtype=torch.float64)
     noisy = clean + torch.randn(clean.shape, generator=generator, dtype=torch.float64) * noise.sqrt()
-    gaussian = FullCovarianceGaussian.fit(clean)
+    gaussian = FullCovarianceGaussian.fit(noisy)
     expected = torch.linalg.lstsq(noisy - gaussian.mean, clean - gaussian.mean).solution
     assert torch.allclose(gaussian.shrinkage(noise), expected, atol=2e-2)
+
+
+def test_what_varies_less_than_the_noise_is_taken_for_noise() -> None:
+    gaussian = FullCovarianceGaussian(torch.zeros(2), torch.diag(torch.tensor([4.0, 0.5])))
+    assert torch.allclose(gaussian.shrinkage(torch.ones(2)), torch.diag(torch.tensor([0.75, 0.0])).double())

@@ -1,0 +1,74 @@
+"""The controls beside an RBM: made in closed form from the same embeddings, saved as refiners."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from raycap import storage
+from raycap.checkpoint import Refiner, load_rbm_refiner, publish, save_refiner
+from raycap.data.features import open_store, token_covariance
+from raycap.job import JobConfig
+from raycap.models.controls import NoiseRefiner, gaussian_shrinkage, linear_autoencoder
+from raycap.models.gaussian import FullCovarianceGaussian
+from raycap.models.refiner import RbmRefiner
+from raycap.progress import say
+
+
+class ControlsConfig(JobConfig):
+    """Makes ``output``/autoencoder, /shrinkage and /noise; jobs/evaluate.py takes them as ``refiners``."""
+
+    rbm: str
+    """RBM directory or s3:// prefix: its size, its sigma and its change are imitated."""
+
+    features: str
+    """Feature store the RBM was trained on."""
+
+    split: str = "train"
+
+    max_images: int = Field(default=2048, ge=1)
+    """Images whose tokens' covariance is measured."""
+
+
+def make_controls(config: ControlsConfig) -> dict[str, Any]:
+    """Fit each control, and write it whole.
+
+    Raises:
+        UserError: the RBM or the store is missing, or they belong to different encoders.
+    """
+    refiner, encoder = load_rbm_refiner(config.rbm)
+    store = open_store(config.features, encoder_fingerprint=encoder.fingerprint)
+    store.chunks(config.split)
+    say(f"measuring the covariance of the embeddings of at most {config.max_images:,} images")
+    covariance = torch.from_numpy(token_covariance(store, config.split, config.max_images))
+    gaussian = _in_units_of(refiner, torch.tensor(store.mean, dtype=torch.float64), covariance)
+    controls: dict[str, Refiner] = {
+        "autoencoder": linear_autoencoder(refiner, gaussian),
+        "shrinkage": gaussian_shrinkage(refiner, gaussian),
+        "noise": NoiseRefiner(refiner),
+    }
+    for name, control in controls.items():
+        with tempfile.TemporaryDirectory(prefix="raycap-") as folder:
+            save_refiner(Path(folder, name), control, encoder)
+            publish(Path(folder, name), storage.join(config.output, name))
+    num_components = min(refiner.rbm.num_hidden // 2, refiner.rbm.num_visible)
+    if num_components == refiner.rbm.num_visible:
+        say("autoencoder: as many weights as the RBM's hold every linear map; this control changes nothing")
+    return {
+        "controls": {name: storage.join(config.output, name) for name in controls},
+        "autoencoder_components": num_components,
+        "num_visible": refiner.rbm.num_visible,
+    }
+
+
+def _in_units_of(refiner: RbmRefiner, mean: torch.Tensor, covariance: torch.Tensor) -> FullCovarianceGaussian:
+    """A Gaussian over embeddings as one over what the refiner's RBM sees."""
+    scale = refiner.scale.double()
+    inverse = torch.diag(1 / scale) if scale.ndim == 1 else torch.linalg.inv(scale)
+    standardised = inverse.T @ covariance @ inverse
+    standardised.diagonal().add_(1e-6 * float(standardised.diagonal().mean()))
+    return FullCovarianceGaussian((mean - refiner.mean.double()) @ inverse, standardised)
