@@ -26,14 +26,16 @@ from raycap import storage
 from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, join_blip, split_blip
 from raycap.models.controls import LinearRefiner, NoiseRefiner
+from raycap.models.hidden_projection import HiddenProjectionRefiner
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 
-Refiner = RbmRefiner | LinearRefiner | NoiseRefiner
+Refiner = RbmRefiner | LinearRefiner | NoiseRefiner | HiddenProjectionRefiner
 _MODEL_TYPES: dict[type[nn.Module], str] = {
     RbmRefiner: "gaussian_bernoulli_rbm",
     LinearRefiner: "linear_refiner",
     NoiseRefiner: "noise_refiner",
+    HiddenProjectionRefiner: "hidden_projection_refiner",
 }
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
@@ -133,18 +135,15 @@ def save_refiner(directory: Path, refiner: Refiner, encoder: EncoderId) -> None:
     """Write a refiner into a local directory that nobody reads yet (see :func:`publish`)."""
     directory.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"model_type": _MODEL_TYPES[type(refiner)], "encoder": encoder._asdict()}
-    module: nn.Module = refiner
     if not isinstance(refiner, LinearRefiner):
-        module = refiner.like if isinstance(refiner, NoiseRefiner) else refiner
-        assert isinstance(module, RbmRefiner)
-        rbm = module.rbm
+        rbm = (refiner if isinstance(refiner, RbmRefiner) else refiner.like).rbm
         config |= {
             "num_visible": rbm.num_visible,
             "num_hidden": rbm.num_hidden,
             "learn_variance": rbm.learn_variance,
             "sigma_bounds": list(rbm.sigma_bounds),
         }
-    tensors = {name.removeprefix("rbm."): tensor for name, tensor in module.state_dict().items()}
+    tensors = {name.removeprefix("like.").removeprefix("rbm."): t for name, t in refiner.state_dict().items()}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, directory / _WEIGHTS)
     (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -175,7 +174,11 @@ def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rb
     if model_type == _MODEL_TYPES[LinearRefiner]:
         return LinearRefiner(tensors["mean"], tensors["matrix"]).eval()
     refiner = _build_rbm_refiner(config, tensors)
-    return NoiseRefiner(refiner).eval() if model_type == _MODEL_TYPES[NoiseRefiner] else refiner.eval()
+    if model_type == _MODEL_TYPES[NoiseRefiner]:
+        return NoiseRefiner(refiner).eval()
+    if model_type == _MODEL_TYPES[HiddenProjectionRefiner]:
+        return HiddenProjectionRefiner(refiner, tensors["projection"], tensors["offset"]).eval()
+    return refiner.eval()
 
 
 def load_rbm_refiner(source: str, field: str = "rbm") -> tuple[RbmRefiner, EncoderId]:
@@ -200,7 +203,7 @@ def _build_rbm_refiner(config: dict[str, Any], tensors: dict[str, torch.Tensor])
         sigma_bounds=tuple(config["sigma_bounds"]),
     )
     refiner = RbmRefiner(rbm, tensors["mean"], tensors["scale"])
-    rbm.load_state_dict({name: tensor for name, tensor in tensors.items() if name not in ("mean", "scale")})
+    rbm.load_state_dict({name: tensors[name] for name in rbm.state_dict()})
     return refiner
 
 

@@ -54,7 +54,7 @@ class EvaluateConfig(PoolConfig):
     """RBM directory or s3:// prefix, trained on this BLIP's embeddings; null is plain BLIP alone."""
 
     refiners: dict[str, str] = Field(default_factory=dict)
-    """Further refiners by name, such as those of jobs/controls.py; ``variants`` choose among them."""
+    """Further refiners by name, such as those of jobs/refiners.py; ``variants`` choose among them."""
 
     variants: tuple[Variant, ...] | None = Field(default=None, min_length=1)
     """What is compared, each with the first; null is ``plain`` (gate 0) and, with an RBM, ``rbm`` (gate 1)."""

@@ -94,19 +94,24 @@ class FileSummary(NamedTuple):
     token_square_sum: np.ndarray
 
 
+def spread_chunks(store: FeatureStore, split: str, max_images: int) -> list[Chunk]:
+    """Chunks spread evenly over a split, with about so many images."""
+    chunks = store.chunks(split)
+    needed = min(len(chunks), max(1, -(-max_images // chunks[0].num_rows)))
+    return [chunks[index] for index in np.linspace(0, len(chunks) - 1, needed).astype(int)]
+
+
 def token_covariance(store: FeatureStore, split: str, max_images: int) -> np.ndarray:
     """Covariance of the tokens of a split's images, (D, D) float64.
 
     Args:
         max_images: so many, spread evenly over the split, are looked at.
     """
-    chunks = store.chunks(split)
-    needed = min(len(chunks), max(1, -(-max_images // chunks[0].num_rows)))
     mean, count = np.array(store.mean), 0
     products, total = np.zeros((store.embed_dim, store.embed_dim)), np.zeros(store.embed_dim)
-    for index in np.linspace(0, len(chunks) - 1, needed).astype(int):
+    for chunk in spread_chunks(store, split, max_images):
         # Float32 products of values around zero; added up in float64.
-        tokens = read_features(chunks[index]).reshape(-1, store.embed_dim).astype(np.float32) - mean.astype(np.float32)
+        tokens = read_features(chunk).reshape(-1, store.embed_dim).astype(np.float32) - mean.astype(np.float32)
         products += tokens.T @ tokens
         total += tokens.sum(axis=0, dtype=np.float64)
         count += len(tokens)

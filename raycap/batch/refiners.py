@@ -1,4 +1,5 @@
-"""The controls beside an RBM: made in closed form from the same embeddings, saved as refiners."""
+"""Refiners beside an RBM's reconstruction, made in closed form from the same embeddings: a projection of its
+hidden activations, and the controls."""
 
 from __future__ import annotations
 
@@ -11,16 +12,17 @@ from pydantic import Field
 
 from raycap import storage
 from raycap.checkpoint import Refiner, load_rbm_refiner, publish, save_refiner
-from raycap.data.features import open_store, token_covariance
+from raycap.data.features import FeatureStore, open_store, read_features, spread_chunks, token_covariance
 from raycap.job import JobConfig
 from raycap.models.controls import NoiseRefiner, gaussian_shrinkage, linear_autoencoder
 from raycap.models.gaussian import FullCovarianceGaussian
+from raycap.models.hidden_projection import ProjectionFit
 from raycap.models.refiner import RbmRefiner
 from raycap.progress import say
 
 
-class ControlsConfig(JobConfig):
-    """Makes ``output``/autoencoder, /shrinkage and /noise; jobs/evaluate.py takes them as ``refiners``."""
+class RefinersConfig(JobConfig):
+    """Makes ``output``/features, /autoencoder, /shrinkage and /noise; jobs/evaluate.py takes them as ``refiners``."""
 
     rbm: str
     """RBM directory or s3:// prefix: its size, its sigma and its change are imitated."""
@@ -31,38 +33,46 @@ class ControlsConfig(JobConfig):
     split: str = "train"
 
     max_images: int = Field(default=2048, ge=1)
-    """Images whose tokens' covariance is measured."""
+    """Images, spread evenly over the split, whose tokens are looked at."""
 
 
-def make_controls(config: ControlsConfig) -> dict[str, Any]:
-    """Fit each control, and write it whole.
+def make_refiners(config: RefinersConfig) -> dict[str, Any]:
+    """Fit each refiner, and write it whole.
 
     Raises:
         UserError: the RBM or the store is missing, or they belong to different encoders.
     """
     refiner, encoder = load_rbm_refiner(config.rbm)
     store = open_store(config.features, encoder_fingerprint=encoder.fingerprint)
-    store.chunks(config.split)
+    store.chunks(config.split)  # refuses a split that is not there
     say(f"measuring the covariance of the embeddings of at most {config.max_images:,} images")
     covariance = torch.from_numpy(token_covariance(store, config.split, config.max_images))
     gaussian = _in_units_of(refiner, torch.tensor(store.mean, dtype=torch.float64), covariance)
-    controls: dict[str, Refiner] = {
+    refiners: dict[str, Refiner] = {
+        "features": _fit_projection(refiner, store, config),
         "autoencoder": linear_autoencoder(refiner, gaussian),
         "shrinkage": gaussian_shrinkage(refiner, gaussian),
         "noise": NoiseRefiner(refiner),
     }
-    for name, control in controls.items():
+    for name, made in refiners.items():
         with tempfile.TemporaryDirectory(prefix="raycap-") as folder:
-            save_refiner(Path(folder, name), control, encoder)
+            save_refiner(Path(folder, name), made, encoder)
             publish(Path(folder, name), storage.join(config.output, name))
     num_components = min(refiner.rbm.num_hidden // 2, refiner.rbm.num_visible)
     if num_components == refiner.rbm.num_visible:
         say("autoencoder: as many weights as the RBM's hold every linear map; this control changes nothing")
     return {
-        "controls": {name: storage.join(config.output, name) for name in controls},
+        "refiners": {name: storage.join(config.output, name) for name in refiners},
         "autoencoder_components": num_components,
         "num_visible": refiner.rbm.num_visible,
     }
+
+
+def _fit_projection(refiner: RbmRefiner, store: FeatureStore, config: RefinersConfig) -> Refiner:
+    fit = ProjectionFit(refiner)
+    for chunk in spread_chunks(store, config.split, config.max_images):
+        fit.add(torch.from_numpy(read_features(chunk).reshape(-1, store.embed_dim).astype("float32")))
+    return fit.solve()
 
 
 def _in_units_of(refiner: RbmRefiner, mean: torch.Tensor, covariance: torch.Tensor) -> FullCovarianceGaussian:
