@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from raycap import storage
-from raycap.checkpoint import load_refiner
+from raycap.checkpoint import load_rbm_refiner
 from raycap.errors import UserError
 from raycap.sweep.config import SweepConfig
 from raycap.sweep.likelihood import HeldOut, rbm_likelihood, standard_error
@@ -88,7 +88,7 @@ def measure_anew(trial: FinishedTrial, gaussian: np.ndarray, data: HeldOut, conf
         gaussian: mean of each held-out image, (n,).
     """
     chains, betas = config.annealing.num_chains, _FINER * config.annealing.num_betas
-    rbm = rbm_likelihood(load_refiner(trial.result["model"]), data, chains, betas, config.seed + 1)
+    rbm = rbm_likelihood(load_rbm_refiner(trial.result["model"])[0], data, chains, betas, config.seed + 1)
     difference = rbm.per_image - gaussian
     return {
         **rbm.metrics(),
