@@ -94,9 +94,18 @@ def test_every_shipped_config_is_valid(path: Path) -> None:
     from raycap.batch.evaluate import EvaluateConfig
     from raycap.batch.extract import ExtractConfig
     from raycap.batch.ingest import IngestConfig
+    from raycap.batch.refiners import RefinersConfig
+    from raycap.sweep.config import SweepConfig
     from raycap.train.config import TrainConfig
 
-    classes = {"ingest": IngestConfig, "extract": ExtractConfig, "train": TrainConfig, "evaluate": EvaluateConfig}
+    classes = {
+        "ingest": IngestConfig,
+        "extract": ExtractConfig,
+        "train": TrainConfig,
+        "evaluate": EvaluateConfig,
+        "refiners": RefinersConfig,
+        "sweep": SweepConfig,
+    }
     job = path.stem.split("_")[0]
     if job in classes:
         load_config(classes[job], str(path))
