@@ -16,9 +16,10 @@ demo: $(INSTALLED)
 	$(BIN)/python jobs/demo.py --config jobs/configs/shapes/demo.yaml
 
 test: lint
-	$(BIN)/python -m pytest --ignore=tests/train
-	@# In a process of its own: after the clusters and the Serve of the tests above, Ray Train's controller never starts.
-	$(BIN)/python -m pytest tests/train
+	$(BIN)/python -m pytest --ignore=tests/train --ignore=tests/sweep
+	@# In a process of its own: after the clusters and the Serve of the tests above, the actors of Ray Train and
+	@# Ray Tune never start.
+	$(BIN)/python -m pytest tests/train tests/sweep
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

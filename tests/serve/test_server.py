@@ -116,7 +116,16 @@ def serve_run(models, ray_directory, tmp_path):
         command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "config.yaml")]
         environment = os.environ | {"RAY_ADDRESS": "local", "RAY_TMPDIR": ray_directory, "RAY_USAGE_STATS_ENABLED": "0"}
         log = (tmp_path / "log").open("w")
-        processes.append(subprocess.Popen(command, cwd=models, env=environment, stdout=log, stderr=subprocess.STDOUT))
+        process = subprocess.Popen(
+            command,
+            cwd=models,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Where the tests run in the background, interrupts are ignored, and it would inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        processes.append(process)
         return processes[-1], f"http://127.0.0.1:{config['http_options']['port']}", tmp_path / "log"
 
     yield start
