@@ -170,6 +170,8 @@ def _rbms_step() -> dict[str, Step]:
 
     model = BBRBM(0.01 * torch.randn(V, H), torch.zeros(V), torch.zeros(H))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, maximize=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # which it expects to be there
     batches = (torch.rand(_BATCHES, BATCH, V) < 0.3).float()
     weights = torch.ones(BATCH, 1)
 
