@@ -10,10 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from raycap.batch.pool import usable_threads
+from raycap.batch.pool import decode_span, usable_threads
 from raycap.data.corruptions import Corruption
-from raycap.data.rows import Chunk, decode_images, read_chunk
-from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.blip import Decoding
 from raycap.models.refiner import RbmRefiner
@@ -40,15 +38,7 @@ def read_batch(row: dict[str, Any], *, image_size: int, corruptions: Sequence[Co
         For each corruption its name as ``corruption``, ``image_ids`` (b,), ``images``
         (b, image_size, image_size, 3) uint8, and ``error``; b is 0 if a file is no image.
     """
-    chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))
-    start, stop = int(row["start"]), int(row["stop"])
-    table = read_chunk(chunk, ["image_id", "image_bytes"]).slice(start, stop - start)
-    image_ids = table["image_id"].to_pylist()
-    images, error = np.empty((0, image_size, image_size, 3), np.uint8), ""
-    try:
-        images = decode_images(chunk, table, image_size)
-    except UserError as reason:
-        error, image_ids = str(reason), []
+    image_ids, images, error = decode_span(row, image_size)
     return [
         {
             "corruption": corruption.name,

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from raycap.batch.pool import usable_threads
+from raycap.batch.pool import decode_span, usable_threads
 from raycap.data.features import write_features
-from raycap.data.rows import Chunk, decode_images, read_chunk
 from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.predictor import EncoderStage
@@ -33,14 +32,7 @@ def read_images(row: dict[str, Any], *, image_size: int) -> list[dict[str, Any]]
         One row: that of before with ``image_ids`` (n,), ``images`` (n, image_size, image_size, 3) uint8, and
         ``error``; n is 0 if a file is no image.
     """
-    chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))
-    table = read_chunk(chunk, ["image_id", "image_bytes"])
-    image_ids = table["image_id"].to_pylist()
-    images, error = np.empty((0, image_size, image_size, 3), np.uint8), ""
-    try:
-        images = decode_images(chunk, table, image_size)
-    except UserError as reason:
-        error, image_ids = str(reason), []
+    image_ids, images, error = decode_span(row, image_size)
     return [row | {"image_ids": image_ids, "images": images, "error": error}]
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raycap.models.gaussian import FullCovarianceGaussian
-from raycap.models.refiner import RbmRefiner
+from raycap.models.refiner import RbmRefiner, apply_gated
 
 
 class LinearRefiner(nn.Module):
@@ -33,12 +33,7 @@ class LinearRefiner(nn.Module):
     @torch.inference_mode()
     def forward(self, image_embeds: torch.Tensor, gate: float = 1.0, passes: int = 1) -> torch.Tensor:
         """(B, N, V) of any float type to the same; see :meth:`RbmRefiner.forward`."""
-        if gate == 0.0:
-            return image_embeds
-        v = image_embeds.float()
-        for _ in range(passes):
-            v = torch.lerp(v, self.mean + (v - self.mean) @ self.matrix, gate)
-        return v.to(image_embeds.dtype)
+        return apply_gated(lambda v: self.mean + (v - self.mean) @ self.matrix, image_embeds, gate, passes)
 
 
 class NoiseRefiner(nn.Module):

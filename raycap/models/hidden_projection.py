@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from raycap.models.refiner import RbmRefiner
+from raycap.models.refiner import RbmRefiner, apply_gated
 
 
 class HiddenProjectionRefiner(nn.Module):
@@ -29,13 +29,10 @@ class HiddenProjectionRefiner(nn.Module):
     @torch.inference_mode()
     def forward(self, image_embeds: torch.Tensor, gate: float = 1.0, passes: int = 1) -> torch.Tensor:
         """(B, N, V) of any float type to the same; see :meth:`RbmRefiner.forward`."""
-        if gate == 0.0:
-            return image_embeds
-        v = image_embeds.float()
-        for _ in range(passes):
-            hidden = self.like.rbm.hidden_probability(self.like.standardise(v))
-            v = torch.lerp(v, hidden @ self.projection + self.offset, gate)
-        return v.to(image_embeds.dtype)
+        return apply_gated(self._rebuild, image_embeds, gate, passes)
+
+    def _rebuild(self, v: torch.Tensor) -> torch.Tensor:
+        return self.like.rbm.hidden_probability(self.like.standardise(v)) @ self.projection + self.offset
 
 
 class ProjectionFit:

@@ -19,6 +19,7 @@ restricted Boltzmann machines", equations 4-6), not Krizhevsky's, whose coupling
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +31,7 @@ from torch.nn import functional
 from raycap.models.randomness import Randomness, normal_like, toss
 
 
-class RestrictedBoltzmannMachine(nn.Module):
+class RestrictedBoltzmannMachine(nn.Module, ABC):
     """What both kinds share: hidden units, block Gibbs sampling, reconstruction.
 
     Args:
@@ -51,21 +52,21 @@ class RestrictedBoltzmannMachine(nn.Module):
         self.hidden_bias = nn.Parameter(torch.zeros(num_hidden))
         self._cast_weight: torch.Tensor | None = None
 
+    @abstractmethod
     def visible_energy(self, v: torch.Tensor) -> torch.Tensor:
         """The part of the energy without hidden units, of (..., V): (...)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def visible_mean(self, h: torch.Tensor) -> torch.Tensor:
         """Mean of v | h of (..., H): (..., V)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample_visible(self, h: torch.Tensor, generator: Randomness = None) -> torch.Tensor:
         """v | h of (..., H): (..., V)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def coupled(self, v: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """What meets the weights: v, or v / sigma^2, of (..., V): (..., V); into ``out``, in its type, if given."""
-        raise NotImplementedError
 
     def forward(
         self, v: torch.Tensor, draw_negatives: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None

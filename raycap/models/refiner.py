@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from raycap.models.rbm import GaussianBernoulliRBM
+
+
+def apply_gated(
+    rebuild: Callable[[torch.Tensor], torch.Tensor], image_embeds: torch.Tensor, gate: float, passes: int
+) -> torch.Tensor:
+    """``passes`` times v <- (1 - gate) v + gate * rebuild(v), in float32.
+
+    Args:
+        rebuild: float32 embeddings to as many.
+        image_embeds: (B, N, V), any float type.
+
+    Returns:
+        (B, N, V) in the type that came in; with gate 0 the very same tensor.
+    """
+    if gate == 0.0:
+        return image_embeds
+    v = image_embeds.float()
+    for _ in range(passes):
+        v = torch.lerp(v, rebuild(v), gate)
+    return v.to(image_embeds.dtype)
 
 
 class RbmRefiner(nn.Module):
