@@ -12,7 +12,8 @@ from raycap.config import Config, error_lines
 from raycap.job import JobConfig
 from raycap.sweep.space import Domain
 from raycap.train.config import InPlace, TrainConfig
-from raycap.train.contrastive_divergence import ContrastiveDivergenceTraining, StoredFeatures
+from raycap.train.contrastive_divergence import ContrastiveDivergenceTraining
+from raycap.train.embeddings import StoredFeatures
 
 # What all trials must have in common to be comparable, or what a trial has no say in.
 _SHARED = (
