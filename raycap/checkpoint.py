@@ -4,7 +4,8 @@ BLIP lies in transformers' own form (config.json, model.safetensors, tokenizer a
 files), so that ``BlipForConditionalGeneration.from_pretrained`` reads it too. An RBM refiner:
 
     config.json         model_type, sizes, sigma, and which encoder its data came from
-    model.safetensors   weight, biases, log_variance, mean, scale
+    model.safetensors   weight, biases, log_variance, mean, scale; of an RBM whose visible units were spread
+                        over workers, one file a worker, named in config.json's parts
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from raycap.models.controls import LinearRefiner, NoiseRefiner
 from raycap.models.hidden_projection import HiddenProjectionRefiner
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
+from raycap.models.sharded_rbm import ShardedGaussianBernoulliRBM
 
 Refiner = RbmRefiner | LinearRefiner | NoiseRefiner | HiddenProjectionRefiner
 _MODEL_TYPES: dict[type[nn.Module], str] = {
@@ -39,6 +41,7 @@ _MODEL_TYPES: dict[type[nn.Module], str] = {
 }
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
+_OF_VISIBLE_UNITS = {"weight", "visible_bias", "log_variance"}
 
 
 class EncoderId(NamedTuple):
@@ -136,9 +139,14 @@ def save_refiner(directory: Path, refiner: Refiner, encoder: EncoderId) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"model_type": _MODEL_TYPES[type(refiner)], "encoder": encoder._asdict()}
     if not isinstance(refiner, LinearRefiner):
-        rbm = (refiner if isinstance(refiner, RbmRefiner) else refiner.like).rbm
+        like = refiner if isinstance(refiner, RbmRefiner) else refiner.like
+        rbm = like.rbm
+        num_visible = rbm.num_visible
+        if isinstance(rbm, ShardedGaussianBernoulliRBM):
+            num_visible = rbm.shard.num_visible_of_all
         config |= {
-            "num_visible": rbm.num_visible,
+            "granularity": "image" if like.sees_images else "token",
+            "num_visible": num_visible,
             "num_hidden": rbm.num_hidden,
             "learn_variance": rbm.learn_variance,
             "sigma_bounds": list(rbm.sigma_bounds),
@@ -170,7 +178,7 @@ def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rb
             f"not of {encoder.name} ({encoder.fingerprint}); train an RBM on this encoder's embeddings"
         )
     with storage.local_directory(source) as directory:
-        tensors = load_file(directory / _WEIGHTS)
+        tensors = _load_parts(directory, config) if "parts" in config else load_file(directory / _WEIGHTS)
     if model_type == _MODEL_TYPES[LinearRefiner]:
         return LinearRefiner(tensors["mean"], tensors["matrix"]).eval()
     refiner = _build_rbm_refiner(config, tensors)
@@ -202,7 +210,7 @@ def _build_rbm_refiner(config: dict[str, Any], tensors: dict[str, torch.Tensor])
         learn_variance=config["learn_variance"],
         sigma_bounds=tuple(config["sigma_bounds"]),
     )
-    refiner = RbmRefiner(rbm, tensors["mean"], tensors["scale"])
+    refiner = RbmRefiner(rbm, tensors["mean"], tensors["scale"], config.get("granularity", "token") == "image")
     rbm.load_state_dict({name: tensors[name] for name in rbm.state_dict()})
     return refiner
 
@@ -210,6 +218,52 @@ def _build_rbm_refiner(config: dict[str, Any], tensors: dict[str, torch.Tensor])
 def publish(local: Path, uri: str) -> None:
     """Put a finished model directory in its place, config.json last: readers see all of it or none."""
     storage.upload_directory(local, uri, last=_CONFIG)
+
+
+def publish_part(local: Path, uri: str, index: int, count: int, step: int) -> None:
+    """Put one worker's part of a sharded RBM beside the others, where no reader knows of it yet.
+
+    Args:
+        local: what :func:`save_refiner` wrote of this part.
+        index: of this part, among ``count``.
+        step: tells it from the parts of an earlier publication, which readers may still need.
+    """
+    storage.upload_file(local / _WEIGHTS, storage.join(uri, _part_name(index, count, step)))
+
+
+def publish_parts(local: Path, uri: str, count: int, step: int) -> None:
+    """Once all parts are in place: name them in config.json, which readers go by, and delete those before.
+
+    Args:
+        local: of any part.
+    """
+    parts = [_part_name(index, count, step) for index in range(count)]
+    config = json.loads((local / _CONFIG).read_text())
+    storage.write_json(storage.join(uri, _CONFIG), config | {"parts": parts})
+    for entry in list(storage.list_files(uri)):
+        if entry.name.endswith(".safetensors") and entry.name not in parts:
+            storage.delete(storage.join(uri, entry.name))
+
+
+def _part_name(index: int, count: int, step: int) -> str:
+    return f"model-{index + 1:05d}-of-{count:05d}-step-{step}.safetensors"
+
+
+def _load_parts(directory: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The tensors of all parts, those of visible units joined without ever holding them twice."""
+    tensors: dict[str, torch.Tensor] = {}
+    start = 0
+    for name in config["parts"]:
+        part = load_file(directory / name)
+        stop = start + len(part["visible_bias"])
+        for key, value in part.items():
+            if key not in _OF_VISIBLE_UNITS:
+                tensors[key] = value
+                continue
+            whole = tensors.setdefault(key, value.new_empty(config["num_visible"], *value.shape[1:]))
+            whole[start:stop] = value
+        start = stop
+    return tensors
 
 
 def _read_config(source: str, field: str) -> dict[str, Any]:

@@ -222,6 +222,12 @@ def delete(uri: str) -> None:
         filesystem.delete_file(path)
 
 
+def upload_file(local: str | Path, uri: str) -> None:
+    """Copy a local file to ``uri``, whole or not at all, piece by piece."""
+    with Path(local).open("rb") as source, open_output(uri) as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+
+
 def upload_directory(local: str | Path, uri: str, last: str) -> None:
     """Copy a local directory's files to ``uri``; the file named ``last`` goes last.
 

@@ -13,6 +13,7 @@ from pydantic import Field
 from raycap import storage
 from raycap.checkpoint import Refiner, load_rbm_refiner, publish, save_refiner
 from raycap.data.features import FeatureStore, open_store, read_features, spread_chunks, token_covariance
+from raycap.errors import UserError
 from raycap.job import JobConfig
 from raycap.models.controls import NoiseRefiner, gaussian_shrinkage, linear_autoencoder
 from raycap.models.gaussian import FullCovarianceGaussian
@@ -43,6 +44,8 @@ def make_refiners(config: RefinersConfig) -> dict[str, Any]:
         UserError: the RBM or the store is missing, or they belong to different encoders.
     """
     refiner, encoder = load_rbm_refiner(config.rbm)
+    if refiner.sees_images:
+        raise UserError(f"rbm = {config.rbm}: is one over images; give one over tokens, which these refiners imitate")
     store = open_store(config.features, encoder_fingerprint=encoder.fingerprint)
     store.chunks(config.split)  # refuses a split that is not there
     say(f"measuring the covariance of the embeddings of at most {config.max_images:,} images")

@@ -21,12 +21,13 @@ class KeyedGenerator:
 
     Args:
         seed: of the run.
-        first_row: number of this worker's first chain among all; a multiple of GROUP_ROWS, else the
+        first_row: number of this worker's first chain among all; a multiple of group_rows, else the
             numbers belong to this worker's way of sharing as well.
+        group_rows: rows that are drawn together.
     """
 
-    def __init__(self, seed: int, first_row: int = 0) -> None:
-        self.seed, self.first_row = seed, first_row
+    def __init__(self, seed: int, first_row: int = 0, group_rows: int = GROUP_ROWS) -> None:
+        self.seed, self.first_row, self.group_rows = seed, first_row, group_rows
         self._generators: dict[torch.device, torch.Generator] = {}
         self._step = self._draw = 0
 
@@ -46,13 +47,29 @@ class KeyedGenerator:
             rows.normal_(generator=generator)
         return values
 
+    def normal_columns_(self, values: torch.Tensor, first_column: int, group_columns: int) -> torch.Tensor:
+        """Fill (B, columns) with Normal(0, 1) keyed by the columns, for workers that share them and not the chains.
+
+        Args:
+            first_column: number of the first one among those of all workers; a multiple of group_columns.
+            group_columns: columns that are drawn together.
+        """
+        self._draw += 1
+        for start in range(0, values.shape[1], group_columns):
+            columns = values[:, start : start + group_columns]
+            drawn = values.new_empty(columns.shape[1], columns.shape[0])
+            columns.copy_(drawn.normal_(generator=self._seeded(values.device, first_column + start)).T)
+        return values
+
     def _groups(self, values: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Generator]]:
         self._draw += 1
-        generator = self._generators.setdefault(values.device, torch.Generator(values.device))
-        for start in range(0, len(values), GROUP_ROWS):
-            row = self.first_row + start
-            key = hashlib.blake2b(struct.pack("4q", self.seed, self._step, self._draw, row), digest_size=8)
-            yield values[start : start + GROUP_ROWS], generator.manual_seed(int.from_bytes(key.digest()) >> 1)
+        for start in range(0, len(values), self.group_rows):
+            yield values[start : start + self.group_rows], self._seeded(values.device, self.first_row + start)
+
+    def _seeded(self, device: torch.device, row: int) -> torch.Generator:
+        generator = self._generators.setdefault(device, torch.Generator(device))
+        key = hashlib.blake2b(struct.pack("4q", self.seed, self._step, self._draw, row), digest_size=8)
+        return generator.manual_seed(int.from_bytes(key.digest()) >> 1)
 
     def bits_(self, values: torch.Tensor) -> torch.Tensor:
         """Fill (B, ...) int64 with 64 random bits each."""

@@ -19,7 +19,8 @@ from raycap.train.embeddings import StoredFeatures
 _SHARED = (
     "output", "epochs", "validate_every_epochs", "checkpoint_every_steps", "num_workers", "cpus_per_worker",
     "torch_threads", "use_gpu", "overwrite", "keep_checkpoints", "max_failures", "readers_per_worker",
-    "strategy.kind", "task.kind", "task.features", "task.train_split", "task.validation_split",
+    "strategy.kind", "strategy.shard", "task.kind", "task.features", "task.granularity", "task.train_split",
+    "task.validation_split",
 )  # fmt: skip
 
 
@@ -103,6 +104,8 @@ class SweepConfig(JobConfig):
             raise ValueError(f"task.kind ({base.task.kind}) must be contrastive_divergence; likelihood is an RBM's")
         if not isinstance(base.task.features, StoredFeatures):
             raise ValueError(f"task.features.kind ({base.task.features.kind}) must be store; run jobs/extract.py first")
+        if base.task.granularity != "token":
+            raise ValueError(f"task.granularity ({base.task.granularity}) must be token; likelihoods are of tokens")
         if not isinstance(base.strategy, InPlace):
             raise ValueError(f"strategy.kind ({base.strategy.kind}) must be in_place")
         if base.num_workers != 1:

@@ -22,7 +22,7 @@ from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, BlipShape, build_blip
 from raycap.progress import say
 from raycap.tasks.captioning import CaptioningTask
-from raycap.train.recipe import HopelessRunError, decay_matrices
+from raycap.train.recipe import HopelessRunError, Share, decay_matrices
 from raycap.train.stream import Arrays, Batch, to_tensors
 
 
@@ -111,7 +111,7 @@ class CaptioningRecipe:
         self.settings, self.rows, self.tokenizer_uri = settings, rows, tokenizer_uri
         self.train_split, self.validation_split = settings.train_split, settings.validation_split
 
-    def build_task(self, seed: int, first_sample: int) -> CaptioningTask:  # noqa: ARG002 - dropout has torch's
+    def build_task(self, seed: int, first_sample: int, share: Share) -> CaptioningTask:  # noqa: ARG002
         encoder, decoder = self._build()
         num_prompt_tokens = count_prompt_tokens(decoder.tokenizer, self.settings.prompt)
         if num_prompt_tokens + 2 > self._max_tokens:

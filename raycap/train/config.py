@@ -70,6 +70,9 @@ class InPlace(Config):
     kind: Literal["in_place"] = "in_place"
     centred: bool = False
     """Use the centred gradient (Melchior, Fischer and Wiskott 2016)."""
+    shard: Literal["data", "visible_units"] = "data"
+    """What the workers share out: the samples of a step, each worker holding the whole RBM; or, with task.granularity
+    image, the RBM's visible units, each worker seeing all samples."""
 
 
 class EarlyStopping(Config):
@@ -154,4 +157,16 @@ class TrainConfig(JobConfig):
             raise ValueError(f"strategy.kind (deepspeed) needs num_workers ({self.num_workers}) of at least 1")
         if isinstance(self.strategy, InPlace) and not isinstance(self.task, ContrastiveDivergenceTraining):
             raise ValueError(f"strategy.kind (in_place) trains RBMs only, not {self.task.kind}; set it to ddp")
+        if isinstance(self.strategy, InPlace) and self.strategy.shard == "visible_units":
+            self._require_images()
         return self
+
+    def _require_images(self) -> None:
+        assert isinstance(self.task, ContrastiveDivergenceTraining)
+        field = "strategy.shard (visible_units)"
+        if self.task.granularity != "image":
+            raise ValueError(f"{field} needs task.granularity image, not {self.task.granularity}")
+        if self.task.negatives == "parallel_tempering":
+            raise ValueError(f"{field} cannot train with task.negatives (parallel_tempering); set it to cd or pcd")
+        if self.num_workers == 0:
+            raise ValueError(f"{field} needs num_workers ({self.num_workers}) of at least 1")

@@ -18,11 +18,19 @@ from raycap.models.randomness import KeyedGenerator
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 from raycap.models.samplers import ContrastiveDivergence, ParallelTempering, PersistentContrastiveDivergence
+from raycap.models.sharded_rbm import ShardedGaussianBernoulliRBM, VisibleShard
 from raycap.predictor import EncoderStage
 from raycap.progress import say
 from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
-from raycap.train.embeddings import OnlineFeatures, OnlineTokens, StoredFeatures, StoredTokens, measure_statistics
-from raycap.train.recipe import decay_matrices
+from raycap.train.embeddings import (
+    OnlineEmbeddings,
+    OnlineFeatures,
+    StoredEmbeddings,
+    StoredFeatures,
+    measure_statistics,
+)
+from raycap.train.recipe import HopelessRunError, Share, decay_matrices
+from raycap.train.stream import Source
 
 # Of the largest standard deviation: what varies less counts as constant.
 _LEAST_SCALE = 1e-4
@@ -30,12 +38,16 @@ _COVARIANCE_IMAGES = 2048
 
 
 class ContrastiveDivergenceTraining(Config):
-    """Trains a Gaussian-Bernoulli RBM, one for all tokens, by CD-k."""
+    """Trains a Gaussian-Bernoulli RBM."""
 
     kind: Literal["contrastive_divergence"] = "contrastive_divergence"
     features: Annotated[StoredFeatures | OnlineFeatures, Field(discriminator="kind")]
     train_split: str = "train"
     validation_split: str = "dev"
+
+    granularity: Literal["token", "image"] = "token"
+    """One RBM for all tokens, with as many visible units as a token has numbers; or one over an image's tokens at
+    once (443,136 for BLIP-base), which strategy.shard spreads over the workers."""
 
     normalisation: Literal["standardise", "whiten"] = "standardise"
     """Give each embedding dimension mean 0 and variance 1; or take out their correlations, too (from a store)."""
@@ -108,14 +120,15 @@ class ContrastiveDivergenceTraining(Config):
             if self.normalisation == "whiten":
                 say(f"measuring the covariance of the embeddings of at most {_COVARIANCE_IMAGES:,} images")
                 scale = _square_root(token_covariance(store, self.train_split, _COVARIANCE_IMAGES))
-            return ContrastiveDivergenceRecipe(self, store, encoder, mean, scale)
+            return ContrastiveDivergenceRecipe(self, store, encoder, mean, scale, store.num_tokens)
         rows = open_rows(self.features.rows, "task.features.rows")
         features = self.features.model_copy(update={"model": absolute_source(self.features.model)})
         stage = EncoderStage.from_pretrained(features.model, features.precision)
         say(f"measuring mean and scale of the embeddings of {self.features.statistics_images} images")
         mean, std = measure_statistics(rows, self.train_split, stage, features)
         settings = self.model_copy(update={"features": features})
-        return ContrastiveDivergenceRecipe(settings, rows, stage.id, mean, np.maximum(std, _LEAST_SCALE * std.max()))
+        scale = np.maximum(std, _LEAST_SCALE * std.max())
+        return ContrastiveDivergenceRecipe(settings, rows, stage.id, mean, scale, stage.encoder.num_tokens)
 
 
 class ContrastiveDivergenceRecipe:
@@ -133,17 +146,23 @@ class ContrastiveDivergenceRecipe:
         encoder: EncoderId,
         mean: np.ndarray,
         scale: np.ndarray,
+        num_tokens: int,
     ) -> None:
         self.settings, self.data, self.encoder = settings, data, encoder
         self.train_split, self.validation_split = settings.train_split, settings.validation_split
-        self.mean, self.scale = mean, scale
+        self.mean, self.scale, self.num_tokens = mean, scale, num_tokens
 
-    def build_task(self, seed: int, first_sample: int) -> ContrastiveDivergenceTask:
+    def build_task(self, seed: int, first_sample: int, share: Share) -> ContrastiveDivergenceTask:
         settings = self.settings
-        rbm = GaussianBernoulliRBM(
-            len(self.mean), settings.num_hidden, settings.sigma, settings.learn_variance, settings.sigma_bounds
-        )
-        refiner = RbmRefiner(rbm, torch.from_numpy(self.mean), torch.from_numpy(self.scale))
+        sees_images = settings.granularity == "image"
+        units = settings.num_hidden, settings.sigma, settings.learn_variance, settings.sigma_bounds
+        rbm: GaussianBernoulliRBM
+        if share.model_rank is not None:
+            shard = self._shard(share.model_rank, share.model_workers)
+            rbm = ShardedGaussianBernoulliRBM(shard, *units, seed=seed)
+        else:
+            rbm = GaussianBernoulliRBM(len(self.mean) * (self.num_tokens if sees_images else 1), *units)
+        refiner = RbmRefiner(rbm, torch.from_numpy(self.mean), torch.from_numpy(self.scale), sees_images)
         generator = KeyedGenerator(seed, first_sample)
         sampler: ContrastiveDivergence
         if settings.negatives == "parallel_tempering":
@@ -154,11 +173,23 @@ class ContrastiveDivergenceRecipe:
             sampler = ContrastiveDivergence(generator, settings.gibbs_steps)
         return ContrastiveDivergenceTask(refiner, sampler, settings.sparsity_target, settings.sparsity_cost)
 
-    def source(self, task: nn.Module, device: torch.device) -> StoredTokens | OnlineTokens:  # noqa: ARG002
+    def _shard(self, rank: int, num_workers: int) -> VisibleShard:
+        if num_workers > self.num_tokens:
+            raise HopelessRunError(
+                f"num_workers = {num_workers}: an image has {self.num_tokens} tokens, of which each worker holds at "
+                f"least one; set at most {self.num_tokens}"
+            )
+        return VisibleShard(rank, num_workers, self.num_tokens, len(self.mean))
+
+    def source(self, task: ContrastiveDivergenceTask, device: torch.device) -> Source:  # noqa: ARG002
+        tokens = None
+        if self.settings.granularity == "image":
+            rbm = task.refiner.rbm
+            tokens = rbm.shard.tokens if isinstance(rbm, ShardedGaussianBernoulliRBM) else slice(None)
         if isinstance(self.data, FeatureStore):
-            return StoredTokens(self.data)
+            return StoredEmbeddings(self.data, tokens)
         assert isinstance(self.settings.features, OnlineFeatures)
-        return OnlineTokens(self.data, self.settings.features)
+        return OnlineEmbeddings(self.data, self.settings.features, tokens)
 
     def parameter_groups(self, task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         assert isinstance(task, ContrastiveDivergenceTask)

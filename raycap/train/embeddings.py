@@ -47,19 +47,26 @@ class OnlineFeatures(Config):
     """Training images from which mean and scale are measured before training."""
 
 
-class StoredTokens:
-    """Tokens of a feature store."""
+class StoredEmbeddings:
+    """Embeddings of a feature store.
 
-    def __init__(self, store: FeatureStore) -> None:
-        self.store = store
-        self.samples_per_row = store.num_tokens
+    Args:
+        store: where they lie.
+        tokens: which of an image's tokens make up a sample; None makes each of them one.
+    """
+
+    def __init__(self, store: FeatureStore, tokens: slice | None = None) -> None:
+        self.store, self.tokens = store, tokens
+        self.samples_per_row = store.num_tokens if tokens is None else 1
         self.bytes_per_row = store.num_tokens * store.embed_dim * 2
 
     def chunks(self, split: str) -> list[Chunk]:
         return self.store.chunks(split)
 
     def read(self, chunks: Sequence[Chunk], rng: np.random.Generator) -> Arrays:  # noqa: ARG002 - nothing is drawn
-        """``image_embeds`` (n * N, D) float16."""
+        """``image_embeds`` float16, (n * N, D) or of some tokens of each image (n, tokens, D)."""
+        if self.tokens is not None:
+            return {"image_embeds": np.concatenate([read_features(chunk)[:, self.tokens] for chunk in chunks])}
         embeds = np.concatenate([read_features(chunk) for chunk in chunks])
         return {"image_embeds": embeds.reshape(-1, self.store.embed_dim)}
 
@@ -67,13 +74,20 @@ class StoredTokens:
         return to_tensors(arrays)
 
 
-class OnlineTokens:
-    """Tokens that the encoder makes, in the worker, of images read by Ray Data."""
+class OnlineEmbeddings:
+    """Embeddings that the encoder makes, in the worker, of images read by Ray Data.
 
-    def __init__(self, rows: Rows, settings: OnlineFeatures) -> None:
-        self.rows, self.settings = rows, settings
+    Args:
+        rows: the images.
+        settings: the encoder.
+        tokens: as of :class:`StoredEmbeddings`.
+    """
+
+    def __init__(self, rows: Rows, settings: OnlineFeatures, tokens: slice | None = None) -> None:
+        self.rows, self.settings, self.tokens = rows, settings, tokens
         stage = EncoderStage.from_pretrained(settings.model, settings.precision)
-        self.samples_per_row, self.image_size = stage.encoder.num_tokens, stage.image_size
+        self.samples_per_row = stage.encoder.num_tokens if tokens is None else 1
+        self.image_size = stage.image_size
         self.bytes_per_row = stage.image_size**2 * 3
         self._stage: EncoderStage | None = stage
 
@@ -90,7 +104,8 @@ class OnlineTokens:
 
     def to_samples(self, arrays: Arrays) -> Batch:
         assert self._stage is not None, "only the worker encodes"
-        return {"image_embeds": _encode(self._stage, arrays["images"], self.settings.batch_size).flatten(0, 1)}
+        embeds = _encode(self._stage, arrays["images"], self.settings.batch_size)  # (n, N, D)
+        return {"image_embeds": embeds.flatten(0, 1) if self.tokens is None else embeds[:, self.tokens]}
 
 
 def _read_images(chunk: Chunk, image_size: int) -> np.ndarray:

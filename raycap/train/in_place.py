@@ -64,20 +64,26 @@ class InPlaceStrategy(ReplicatedStrategy):
         return {}
 
     def step(self) -> Losses:
-        if self._num_workers > 1:
-            torch.distributed.all_reduce(self._packed)
+        self._sum_over_workers()
         if self._offset is not None:
             # Standardised data have mean zero, and what meets the weights with them.
             no_offset = torch.zeros_like(self._gradients["visible_bias"])
             centre_gradient(self._gradients, no_offset, self._offset.update(self._activity))
         measured = {"hidden_activity": self._activity.mean()}
         if self._clip_norm is not None:
-            norm = measured["gradient_norm"] = torch.linalg.vector_norm(self._all_gradients)
+            norm = measured["gradient_norm"] = self._gradient_norm()
             self._all_gradients.mul_((self._clip_norm / (norm + 1e-6)).clamp(max=1.0))
         self._optimizer.step()
         self._stepped = True
         self._schedule.step()
         return measured
+
+    def _sum_over_workers(self) -> None:
+        if self._num_workers > 1:
+            torch.distributed.all_reduce(self._packed)
+
+    def _gradient_norm(self) -> torch.Tensor:
+        return torch.linalg.vector_norm(self._all_gradients)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Losses:

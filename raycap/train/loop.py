@@ -16,16 +16,15 @@ import numpy as np
 import torch
 
 from raycap import cluster, storage
-from raycap.checkpoint import publish
 from raycap.progress import Progress, say
-from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
 from raycap.train.config import AdamW, DeepSpeed, InPlace, TrainConfig
 from raycap.train.host import Host, RayTrainHost
 from raycap.train.in_place import InPlaceStrategy
-from raycap.train.recipe import HopelessRunError, Recipe
+from raycap.train.recipe import HopelessRunError, Recipe, Share
 from raycap.train.state import HISTORY, Place, load_state, save_state
 from raycap.train.strategy import DdpStrategy, DeepSpeedStrategy, Losses, Strategy
 from raycap.train.stream import Batch, BatchStream, Block, Source, batches_per_epoch, plan_epoch
+from raycap.train.visible_sharding import VisibleShardingStrategy
 
 ERROR = "error.json"
 
@@ -77,12 +76,13 @@ class Worker:
         self.rank, self.num_workers, self.device = host.rank, host.num_workers, host.device
         torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // host.local_workers))
         _seed_everything(config.seed)
-        first_sample = self.rank * config.batch_size_per_worker
-        self.task = recipe.build_task(config.seed, first_sample).train().to(self.device)
+        self.share = _share(config, self.rank, self.num_workers)
+        first_sample = self.share.data_rank * config.batch_size_per_worker
+        self.task = recipe.build_task(config.seed, first_sample, self.share).train().to(self.device)
         self.source: Source = recipe.source(self.task, self.device)
         # The parameters above are the same on every worker; what is drawn from here on must differ.
         _seed_everything(config.seed + 1 + self.rank)
-        sizes = {"num_workers": self.num_workers, "batch_size": config.batch_size_per_worker}
+        sizes = {"num_workers": self.share.data_workers, "batch_size": config.batch_size_per_worker}
         batches = batches_per_epoch(self.source, recipe.train_split, whole=False, **sizes)
         self.steps_per_epoch = batches // config.gradient_accumulation_steps
         self.evaluation_batches = {
@@ -111,26 +111,19 @@ class Worker:
         else:
             optimizer = torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, fused=True)
         dtype = config.precision.dtype(self.device)
-        if isinstance(config.strategy, InPlace):
-            assert isinstance(self.task, ContrastiveDivergenceTask), "TrainConfig sees to it"
-            return InPlaceStrategy(
-                self.task,
-                optimizer,
-                functools.partial(config.schedule.factor, total_steps=self.total_steps),
-                num_workers=self.num_workers,
-                dtype=dtype,
-                accumulation_steps=config.gradient_accumulation_steps,
-                clip_norm=config.clip_norm,
-                centred=config.strategy.centred,
-            )
         common: dict[str, Any] = {
             "task": self.task,
             "optimizer": optimizer,
             "schedule": functools.partial(config.schedule.factor, total_steps=self.total_steps),
-            "autocast_dtype": None if dtype == torch.float32 else dtype,
             "accumulation_steps": config.gradient_accumulation_steps,
             "clip_norm": config.clip_norm,
         }
+        if isinstance(config.strategy, InPlace):
+            common |= {"dtype": dtype, "centred": config.strategy.centred}
+            if self.share.model_rank is not None:
+                return VisibleShardingStrategy(**common)
+            return InPlaceStrategy(**common, num_workers=self.num_workers)
+        common["autocast_dtype"] = None if dtype == torch.float32 else dtype
         if isinstance(config.strategy, DeepSpeed):
             return DeepSpeedStrategy(**common, stage=config.strategy.stage, batch_size=config.batch_size_per_worker)
         return DdpStrategy(**common, device=self.device, num_workers=self.num_workers)
@@ -154,7 +147,7 @@ class Worker:
             samples = self.steps_per_epoch * self.config.gradient_accumulation_steps * self.config.batch_size_per_worker
             there = sum(chunk.num_rows for chunk in self.source.chunks(self.recipe.train_split))
             say(
-                f"an epoch: {self.steps_per_epoch:,} steps, {samples * self.num_workers:,} of "
+                f"an epoch: {self.steps_per_epoch:,} steps, {samples * self.share.data_workers:,} of "
                 f"{there * self.source.samples_per_row:,} samples (others each time)"
             )
         streams = self._streams()
@@ -182,7 +175,8 @@ class Worker:
         The latter are None where no evaluation is due; a worker whose share of it is empty takes part all the same.
         """
         config, recipe = self.config, self.recipe
-        sizes = {"rank": self.rank, "num_workers": self.num_workers, "chunks_per_block": config.shuffle_chunks}
+        rank, num_workers = self.share.data_rank, self.share.data_workers
+        sizes = {"rank": rank, "num_workers": num_workers, "chunks_per_block": config.shuffle_chunks}
         validation = plan_epoch(self.source, recipe.validation_split, seed=config.seed, epoch=0, **sizes)
         evaluations = {"validation": validation}
         if recipe.compares_training:
@@ -207,7 +201,7 @@ class Worker:
     def _train_sample_batches(self) -> int:
         """Batches that the largest share of the training sample fills, at most."""
         config = self.config
-        chunks = -(-len(self.source.chunks(self.recipe.validation_split)) // self.num_workers)
+        chunks = -(-len(self.source.chunks(self.recipe.validation_split)) // self.share.data_workers)
         chunks = -(-chunks // config.shuffle_chunks) * config.shuffle_chunks
         largest = max(chunk.num_rows for chunk in self.source.chunks(self.recipe.train_split))
         return -(-chunks * largest * self.source.samples_per_row // config.batch_size_per_worker)
@@ -341,11 +335,7 @@ class Worker:
         if score is not None and place.best_score is not None and not score < place.best_score:
             return
         place.best_score = score
-        with self.strategy.whole_task() as task, tempfile.TemporaryDirectory(prefix="raycap-") as folder:
-            if self.rank == 0:
-                model = Path(folder, "model")
-                self.recipe.save_model(task, model)
-                publish(model, storage.join(self.config.output, "model"))
+        self.strategy.publish(self.recipe.save_model, storage.join(self.config.output, "model"), place.step)
 
     def _stop_if_stale(self, metrics: dict[str, float]) -> None:
         stopping, place, recipe = self.config.early_stopping, self.place, self.recipe
@@ -376,6 +366,12 @@ class Worker:
                 history = Path(folder, HISTORY).read_bytes()
                 storage.write_bytes(storage.join(self.config.output, HISTORY), history)
             self.host.report({"step": self.place.step, "score": score, **metrics}, Path(folder))
+
+
+def _share(config: TrainConfig, rank: int, num_workers: int) -> Share:
+    if isinstance(config.strategy, InPlace) and config.strategy.shard == "visible_units":
+        return Share(0, 1, model_rank=rank, model_workers=num_workers)
+    return Share(rank, num_workers)
 
 
 def _seed_everything(seed: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -15,6 +15,19 @@ from raycap.train.stream import Source
 
 class HopelessRunError(UserError):
     """A user's error that every worker meets alike, and would meet again if it were started anew."""
+
+
+class Share(NamedTuple):
+    """What of the work is one worker's."""
+
+    data_rank: int
+    """Which part of the samples it reads."""
+    data_workers: int
+    """Into how many parts they are dealt."""
+    model_rank: int | None = None
+    """Which part of the model it holds; None where each worker holds all of it."""
+    model_workers: int = 1
+    """Over how many workers the model is spread."""
 
 
 class Recipe(Protocol):
@@ -31,12 +44,13 @@ class Recipe(Protocol):
     compares_training: bool
     """Evaluate on as much training data as validation data, too; the metrics get the gap of each loss."""
 
-    def build_task(self, seed: int, first_sample: int) -> Task:
+    def build_task(self, seed: int, first_sample: int, share: Share) -> Task:
         """The task with its model at its first weights, on the CPU; drawn from torch's seeded generator.
 
         Args:
             seed: of what the task draws in training by itself.
             first_sample: the number, in the batch of all workers, of this worker's first sample.
+            share: this worker's.
         """
 
     def source(self, task: Any, device: torch.device) -> Source:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from raycap.checkpoint import publish
 from raycap.tasks.task import Task
 from raycap.train.stream import Batch
 
 Losses = dict[str, torch.Tensor]
 ScheduleFactor = Callable[[int], float]
+SaveModel = Callable[[Any, Path], None]
+"""Writes a task's model into a local directory that is not there yet."""
+
+_PARAMETERS = "parameters.pt"
 
 
 class Strategy(Protocol):
@@ -34,8 +40,8 @@ class Strategy(Protocol):
     def learning_rate(self) -> float:
         """Of the first parameter group."""
 
-    def whole_task(self) -> AbstractContextManager[nn.Module]:
-        """The task with all its parameters in place, to be saved; every worker enters it."""
+    def publish(self, save: SaveModel, uri: str, step: int) -> None:
+        """Put the model in its place, where readers see all of it or none; every worker calls it."""
 
     def save(self, directory: Path, rank: int) -> None:
         """Write this worker's part of parameters, optimiser and schedule; every worker calls it."""
@@ -55,17 +61,23 @@ class ReplicatedStrategy:
     def learning_rate(self) -> float:
         return self._optimizer.param_groups[0]["lr"]
 
-    @contextmanager
-    def whole_task(self) -> Iterator[nn.Module]:
-        yield self._task
+    def publish(self, save: SaveModel, uri: str, step: int) -> None:  # noqa: ARG002 - one file, whatever the step
+        if is_first_worker():
+            publish_model(save, self._task, uri)
 
     def save(self, directory: Path, rank: int) -> None:
         if rank == 0:
-            torch.save({name: part.state_dict() for name, part in self._parts.items()}, directory / "parameters.pt")
+            self._save_parts(directory / _PARAMETERS)
 
     def load(self, directory: Path) -> None:
+        self._load_parts(directory / _PARAMETERS)
+
+    def _save_parts(self, path: Path) -> None:
+        torch.save({name: part.state_dict() for name, part in self._parts.items()}, path)
+
+    def _load_parts(self, path: Path) -> None:
         device = next(self._task.parameters()).device
-        state = torch.load(directory / "parameters.pt", map_location=device, weights_only=True)
+        state = torch.load(path, map_location=device, weights_only=True)
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
 
@@ -169,17 +181,29 @@ class DeepSpeedStrategy:
     def learning_rate(self) -> float:
         return self._engine.get_lr()[0]
 
-    @contextmanager
-    def whole_task(self) -> Iterator[nn.Module]:
+    def publish(self, save: SaveModel, uri: str, step: int) -> None:  # noqa: ARG002 - one file, whatever the step
         parameters = list(self._engine.module.parameters()) if self._stage == 3 else []
         with self._gathered(parameters):
-            yield self._engine.module
+            if is_first_worker():
+                publish_model(save, self._engine.module, uri)
 
     def save(self, directory: Path, rank: int) -> None:  # noqa: ARG002 - the engine knows its rank
         self._engine.save_checkpoint(str(directory), tag="deepspeed")
 
     def load(self, directory: Path) -> None:
         self._engine.load_checkpoint(str(directory), tag="deepspeed")
+
+
+def is_first_worker() -> bool:
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+def publish_model(save: SaveModel, task: nn.Module, uri: str) -> None:
+    """Save a whole model and put it in its place."""
+    with tempfile.TemporaryDirectory(prefix="raycap-") as folder:
+        model = Path(folder, "model")
+        save(task, model)
+        publish(model, uri)
 
 
 def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
