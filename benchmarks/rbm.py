@@ -57,6 +57,7 @@ def main() -> None:
         "raycap_fp32_learned_sigma": our_step(torch.float32, learn_variance=True),
         "raycap_bf16": our_step(torch.bfloat16, learn_variance=False),
         "raycap_bf16_learned_sigma": our_step(torch.bfloat16, learn_variance=True),
+        "minimal_torch_loop_fp32": minimal_step(),
         **peers(),
     }
     seconds = time_in_turn(steps, arguments.rounds, arguments.steps)
@@ -94,6 +95,27 @@ def products(dtype: torch.dtype) -> Step:
         h @ weight.T
         v @ weight
         both_v.T @ both_h
+
+    return step
+
+
+def minimal_step() -> Step:
+    """The least that CD-1 takes in torch: no standardisation, momentum, schedule or keyed random numbers."""
+    weight, visible_bias, hidden_bias = 0.01 * torch.randn(V, H), torch.zeros(V), torch.zeros(H)
+    sigma, rate = 0.7, 1e-3 / BATCH
+    batches = torch.randn(_BATCHES, BATCH, V)
+    uniform, noise = torch.empty(BATCH, H), torch.empty(BATCH, V)
+
+    def step(index: int) -> None:
+        v = batches[index % _BATCHES]
+        p = torch.addmm(hidden_bias, v / sigma**2, weight).sigmoid_()
+        h = uniform.uniform_().lt_(p)
+        negatives = torch.addmm(visible_bias, h, weight.T).add_(noise.normal_(), alpha=sigma)
+        q = torch.addmm(hidden_bias, negatives / sigma**2, weight).sigmoid_()
+        both = torch.cat([v, -negatives])
+        weight.addmm_(both.T, torch.cat([p, q]), alpha=rate / sigma**2)
+        visible_bias.add_(both.sum(0), alpha=rate / sigma**2)
+        hidden_bias.add_(p.sum(0) - q.sum(0), alpha=rate)
 
     return step
 

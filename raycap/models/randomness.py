@@ -103,8 +103,8 @@ def toss(probability: torch.Tensor, source: Randomness = None) -> torch.Tensor:
     else:
         bits.random_(-(2**63), None, generator=source)
     # k of 65536 equally likely numbers lie below k - 32768. In floats: torch is slow to make and to convert booleans.
-    threshold = torch.mul(probability, 65536).sub_(32768)
-    return bits.view(torch.int16).to(probability.dtype).lt_(threshold)
+    # In place on the one new tensor: at this size what is read from far memory costs more than what is computed.
+    return bits.view(torch.int16).to(probability.dtype).sub_(probability, alpha=65536).lt_(-32768)
 
 
 def normal_like(values: torch.Tensor, source: Randomness = None) -> torch.Tensor:

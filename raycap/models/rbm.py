@@ -28,6 +28,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from raycap.models.products import affine
 from raycap.models.randomness import Randomness, normal_like, toss
 
 
@@ -95,15 +96,9 @@ class RestrictedBoltzmannMachine(nn.Module, ABC):
         """Input of the hidden units, c + W'v (or its Gaussian kin), of (..., V): (..., H)."""
         return self.activation_of_coupled(self.coupled(v))
 
-    def activation_of_coupled(
-        self, coupled: torch.Tensor, sign: int = 1, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """:meth:`hidden_activation` from ``sign`` times what :meth:`coupled` gave, cast or not."""
-        weight = self._product_weight
-        if weight.dtype != self.hidden_bias.dtype or coupled.ndim != 2:
-            # A sum of two types is of the larger one, in one pass.
-            return torch.add(self.hidden_bias, coupled.to(weight.dtype) @ weight, alpha=sign, out=out)
-        return torch.addmm(self.hidden_bias, coupled, weight, alpha=sign, out=out).to(self.hidden_bias.dtype)
+    def activation_of_coupled(self, coupled: torch.Tensor) -> torch.Tensor:
+        """:meth:`hidden_activation` from what :meth:`coupled` gave, cast or not."""
+        return self._affine(coupled, self._product_weight.T, self.hidden_bias)
 
     def hidden_probability(self, v: torch.Tensor) -> torch.Tensor:
         """p(h_j = 1 | v) of (..., V): (..., H)."""
@@ -188,11 +183,13 @@ class RestrictedBoltzmannMachine(nn.Module, ABC):
 
     def _visible_input(self, h: torch.Tensor) -> torch.Tensor:
         """b + W h of (..., H): (..., V)."""
-        weight = self._product_weight
-        if weight.dtype != self.visible_bias.dtype or h.ndim != 2:
-            return h.to(weight.dtype) @ weight.T + self.visible_bias
+        return self._affine(h, self._product_weight, self.visible_bias)
+
+    def _affine(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        if self._cast_weight is not None:
+            return affine(x, weight, bias)
         # Under autocast the product comes out in bf16; what is summed over units stays in the bias's type.
-        return torch.addmm(self.visible_bias, h, weight.T).to(self.visible_bias.dtype)
+        return functional.linear(x, weight, bias).to(bias.dtype)
 
 
 class BernoulliRBM(RestrictedBoltzmannMachine):

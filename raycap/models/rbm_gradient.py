@@ -42,22 +42,33 @@ def contrastive_gradient(
     dtype, size = dtype or data.dtype, len(data)
     visible = torch.empty(2 * size, rbm.num_visible, dtype=dtype, device=data.device)
     probabilities = data.new_empty(2 * size, rbm.num_hidden)
+    learns_variance = isinstance(rbm, GaussianBernoulliRBM) and "log_variance" in gradients
+    # Sums down a column are products with ones, which torch does faster than its own sums, and they are taken at once:
+    # after the next product what they read has left the cache.
+    ones = data.new_ones(size)
     with rbm.cast_products(dtype):
         # What meets the weights is cast once, for the activations and for the gradient.
-        probability = rbm.activation_of_coupled(rbm.coupled(data, out=visible[:size]), out=probabilities[:size])
-        negatives = draw_negatives(data, probability.sigmoid_())
-        negated = rbm.coupled(-negatives, out=visible[size:])
-        negative_probability = rbm.activation_of_coupled(negated, sign=-1, out=probabilities[size:]).sigmoid_()
+        activation = rbm.activation_of_coupled(rbm.coupled(data, out=visible[:size]))
+        probability = torch.sigmoid(activation, out=probabilities[:size])
+        activity = ones @ probability
+        visible_sum = ones @ data
+        squares = ones @ data.square() if learns_variance else None
+        negatives = draw_negatives(data, probability)
+        visible_sum -= ones @ negatives
+        if squares is not None:
+            squares -= ones @ negatives.square()
+        activation = rbm.activation_of_coupled(rbm.coupled(negatives, out=visible[size:]))
+        negative_probability = torch.sigmoid(activation, out=probabilities[size:])
+        hidden_sum = activity - ones @ negative_probability
+        negative_probability.neg_()
     hidden = probabilities.to(dtype)
     share = -scale / size
     new = {"weight": _scaled_product(visible, hidden, share, None if add else gradients["weight"])}
-    # Products with ones: torch's sums down a column are several times slower.
-    ones = data.new_ones(size)
-    activity = ones @ probability
-    new["visible_bias"] = rbm.coupled(ones @ data - ones @ negatives) * share
-    new["hidden_bias"] = (activity - ones @ negative_probability) * share
-    if isinstance(rbm, GaussianBernoulliRBM) and "log_variance" in gradients:
-        quadratic = ones @ (data - rbm.visible_bias).square_() - ones @ (negatives - rbm.visible_bias).square_()
+    new["visible_bias"] = rbm.coupled(visible_sum) * share
+    new["hidden_bias"] = hidden_sum * share
+    if squares is not None:
+        assert isinstance(rbm, GaussianBernoulliRBM)
+        quadratic = squares - 2 * rbm.visible_bias * visible_sum  # of (v - b)^2; b^2 is in both
         through_weight = (rbm.weight * new["weight"]).sum(1)
         new["log_variance"] = (quadratic * share / (2 * rbm.variance) - through_weight) * rbm.variance_is_free
     for name, gradient in gradients.items():

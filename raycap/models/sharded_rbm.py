@@ -103,12 +103,9 @@ class ShardedGaussianBernoulliRBM(GaussianBernoulliRBM):
     def visible_energy(self, v: torch.Tensor) -> torch.Tensor:
         return self.shard.sum(super().visible_energy(v))
 
-    def activation_of_coupled(
-        self, coupled: torch.Tensor, sign: int = 1, out: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def activation_of_coupled(self, coupled: torch.Tensor) -> torch.Tensor:
         weight, bias = self._product_weight, self.hidden_bias
-        products = self.shard.sum((coupled.to(weight.dtype) @ weight).to(bias.dtype))
-        return torch.add(bias, products, alpha=sign, out=out)
+        return self.shard.sum((coupled.to(weight.dtype) @ weight).to(bias.dtype)).add_(bias)
 
     def sample_visible(self, h: torch.Tensor, generator: Randomness = None) -> torch.Tensor:
         if not isinstance(generator, KeyedGenerator):
