@@ -82,6 +82,5 @@ def _in_units_of(refiner: RbmRefiner, mean: torch.Tensor, covariance: torch.Tens
     """A Gaussian over embeddings as one over what the refiner's RBM sees."""
     scale = refiner.scale.double()
     inverse = torch.diag(1 / scale) if scale.ndim == 1 else torch.linalg.inv(scale)
-    standardised = inverse.T @ covariance @ inverse
-    standardised.diagonal().add_(1e-6 * float(standardised.diagonal().mean()))
-    return FullCovarianceGaussian((mean - refiner.mean.double()) @ inverse, standardised)
+    shifted = mean - refiner.mean.double()
+    return FullCovarianceGaussian.from_covariance(shifted @ inverse, inverse.T @ covariance @ inverse)

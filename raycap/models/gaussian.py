@@ -9,6 +9,8 @@ import math
 
 import torch
 
+_RIDGE = 1e-6
+
 
 class FullCovarianceGaussian:
     """Normal(mean, covariance), in double precision.
@@ -23,12 +25,25 @@ class FullCovarianceGaussian:
         self._cholesky = torch.linalg.cholesky(self.covariance)
 
     @classmethod
-    def fit(cls, samples: torch.Tensor, ridge: float = 1e-6) -> FullCovarianceGaussian:
-        """Maximum likelihood of (n, V), with ``ridge`` times the mean variance on the diagonal."""
+    def fit(cls, samples: torch.Tensor, ridge: float = _RIDGE) -> FullCovarianceGaussian:
+        """Maximum likelihood of (n, V), with a ridge as in :meth:`from_covariance`."""
         exact = samples.double()
         covariance = torch.cov(exact.T, correction=0).reshape(exact.shape[1], -1)
-        covariance.diagonal().add_(ridge * float(covariance.diagonal().mean()))
-        return cls(exact.mean(0), covariance)
+        return cls.from_covariance(exact.mean(0), covariance, ridge)
+
+    @classmethod
+    def from_covariance(
+        cls, mean: torch.Tensor, covariance: torch.Tensor, ridge: float = _RIDGE
+    ) -> FullCovarianceGaussian:
+        """From a measured covariance, which may be singular, with ``ridge`` times the mean variance on its diagonal.
+
+        Args:
+            mean: (V,).
+            covariance: (V, V), left as it is.
+            ridge: positive, or 0 for a covariance that is positive definite by itself.
+        """
+        exact = covariance.double()
+        return cls(mean, exact + torch.diag_embed(ridge * exact.diagonal().mean().expand(len(exact))))
 
     def log_prob(self, samples: torch.Tensor) -> torch.Tensor:
         """Log density of (n, V) in nats: (n,) float64."""

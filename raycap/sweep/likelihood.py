@@ -19,7 +19,6 @@ from raycap.models.partition import LogPartition, ais_log_partition
 from raycap.models.refiner import RbmRefiner
 
 _COVARIANCE_IMAGES = 2048
-_RIDGE = 1e-6
 _IMAGES_AT_ONCE = 64
 
 
@@ -124,8 +123,7 @@ def _free_energies(refiner: RbmRefiner, data: HeldOut) -> np.ndarray:
 def gaussian_likelihood(store: FeatureStore, train_split: str, data: HeldOut) -> np.ndarray:
     """The full-covariance Gaussian of the training tokens, in nats per token: mean of each held-out image, (n,)."""
     covariance = token_covariance(store, train_split, _COVARIANCE_IMAGES) / np.outer(data.std, data.std)
-    covariance[np.diag_indices_from(covariance)] += _RIDGE * covariance.diagonal().mean()
-    gaussian = FullCovarianceGaussian(torch.zeros(len(covariance)), torch.from_numpy(covariance))
+    gaussian = FullCovarianceGaussian.from_covariance(torch.zeros(len(covariance)), torch.from_numpy(covariance))
     means = []
     for start in range(0, len(data.tokens), _IMAGES_AT_ONCE):
         v = (data.tokens[start : start + _IMAGES_AT_ONCE].astype(np.float64) - data.mean) / data.std

@@ -20,6 +20,13 @@ def test_the_density_is_torch_s() -> None:
     assert torch.allclose(gaussian.log_prob(samples), peer.log_prob(samples), atol=1e-9)
 
 
+def test_a_singular_covariance_gets_a_ridge_of_its_mean_variance_and_is_left_as_it_is() -> None:
+    singular = torch.tensor([[4.0, 0.0], [0.0, 0.0]])
+    gaussian = FullCovarianceGaussian.from_covariance(torch.zeros(2), singular, ridge=0.5)
+    assert torch.equal(gaussian.covariance, torch.tensor([[5.0, 0.0], [0.0, 1.0]]).double())
+    assert torch.equal(singular, torch.tensor([[4.0, 0.0], [0.0, 0.0]]))
+
+
 def test_shrinkage_is_the_least_squares_estimate_from_noisy_samples() -> None:
     clean, generator = correlated(400_000), torch.Generator().manual_seed(1)
     noise = torch.tensor([0.5, 1.0, 2.0, 0.1, 1.0], dtype=torch.float64)
