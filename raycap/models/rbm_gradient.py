@@ -91,7 +91,7 @@ def _scaled_product(
 
 @torch.no_grad()
 def centre_gradient(
-    gradients: dict[str, torch.Tensor], visible_offset: torch.Tensor, hidden_offset: torch.Tensor
+    gradients: dict[str, torch.Tensor], hidden_offset: torch.Tensor, visible_offset: torch.Tensor | None = None
 ) -> None:
     """Turn a gradient into the centred one (Montavon and Mueller 2012; Melchior, Fischer and Wiskott 2016).
 
@@ -100,11 +100,12 @@ def centre_gradient(
 
     Args:
         gradients: ``weight`` (V, H), ``visible_bias`` (V,) and ``hidden_bias`` (H,); changed in place.
-        visible_offset: mu, the mean of what meets the weights, (V,).
         hidden_offset: lambda, the mean of the hidden units, (H,).
+        visible_offset: mu, the mean of what meets the weights, (V,); None is zero, and spares its two passes over W.
     """
     total = gradients["weight"]
     total.addr_(gradients["visible_bias"], hidden_offset, alpha=-1)
-    total.addr_(visible_offset, gradients["hidden_bias"], alpha=-1)
+    if visible_offset is not None:
+        total.addr_(visible_offset, gradients["hidden_bias"], alpha=-1)
+        gradients["hidden_bias"] -= visible_offset @ total
     gradients["visible_bias"] -= total @ hidden_offset
-    gradients["hidden_bias"] -= visible_offset @ total

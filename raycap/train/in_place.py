@@ -67,8 +67,7 @@ class InPlaceStrategy(ReplicatedStrategy):
         self._sum_over_workers()
         if self._offset is not None:
             # Standardised data have mean zero, and what meets the weights with them.
-            no_offset = torch.zeros_like(self._gradients["visible_bias"])
-            centre_gradient(self._gradients, no_offset, self._offset.update(self._activity))
+            centre_gradient(self._gradients, self._offset.update(self._activity))
         measured = {"hidden_activity": self._activity.mean()}
         if self._clip_norm is not None:
             norm = measured["gradient_norm"] = self._gradient_norm()

@@ -36,27 +36,28 @@ def test_it_is_what_back_propagation_of_the_free_energies_gives(kind: str) -> No
     assert (kind == "learned" or kind == "out of bounds") == ("log_variance" in written_out(rbm, data, negatives))
 
 
-def test_the_centred_gradient_is_the_gradient_in_centred_parameters() -> None:
+@pytest.mark.parametrize("visible", [True, False], ids=["both offsets", "the hidden alone"])
+def test_the_centred_gradient_is_the_gradient_in_centred_parameters(visible: bool) -> None:
     """E = |v - b'|^2 / 2s^2 - (v/s^2 - mu)' W (h - lambda) - c'h with b' = b + W lambda, c' = c + W'mu."""
     rbm = random_rbm(5, 4, learn_variance=False)
     variance = rbm.variance.detach()
-    mu, offset = torch.rand(5, dtype=torch.float64), torch.rand(4, dtype=torch.float64)
+    mu, offset = torch.rand(5, dtype=torch.float64) * visible, torch.rand(4, dtype=torch.float64)
     weight = rbm.weight.detach().clone().requires_grad_()
-    visible = (rbm.visible_bias + rbm.weight @ offset).detach().requires_grad_()
-    hidden = (rbm.hidden_bias + rbm.weight.T @ mu).detach().requires_grad_()
+    visible_bias = (rbm.visible_bias + rbm.weight @ offset).detach().requires_grad_()
+    hidden_bias = (rbm.hidden_bias + rbm.weight.T @ mu).detach().requires_grad_()
 
     def free_energy(v: torch.Tensor) -> torch.Tensor:
-        b, c = visible - weight @ offset, hidden - weight.T @ mu
+        b, c = visible_bias - weight @ offset, hidden_bias - weight.T @ mu
         activation = (v / variance) @ weight + c
         return ((v - b).square() / (2 * variance)).sum(-1) - torch.log1p(activation.exp()).sum(-1)
 
     contrastive_divergence(free_energy(DATA), free_energy(NEGATIVES)).backward()
     gradients = written_out(rbm, DATA, NEGATIVES)
-    centre_gradient(gradients, mu, offset)
+    centre_gradient(gradients, offset, mu if visible else None)
     assert weight.grad is not None
-    assert visible.grad is not None
-    assert hidden.grad is not None
+    assert visible_bias.grad is not None
+    assert hidden_bias.grad is not None
     assert torch.allclose(gradients["weight"], weight.grad, atol=1e-12)
     # A step along it moves the plain biases by what the centred ones' step leaves of them.
-    assert torch.allclose(gradients["visible_bias"], visible.grad - weight.grad @ offset, atol=1e-12)
-    assert torch.allclose(gradients["hidden_bias"], hidden.grad - mu @ weight.grad, atol=1e-12)
+    assert torch.allclose(gradients["visible_bias"], visible_bias.grad - weight.grad @ offset, atol=1e-12)
+    assert torch.allclose(gradients["hidden_bias"], hidden_bias.grad - mu @ weight.grad, atol=1e-12)
