@@ -9,18 +9,26 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import TINY
+from tiny import TINY, make_store
 
 pytestmark = pytest.mark.integration
 
 
-def write_config(path: Path, rows: str, output: Path, strategy: dict[str, Any]) -> str:
-    shape = TINY.model_copy(update={"dropout": 0.1})  # so that the random states matter
+CAPTIONING = {
+    "kind": "captioning",
+    # Dropout, so that the random states matter.
+    "model": {"kind": "new", "shape": TINY.model_copy(update={"dropout": 0.1}).model_dump()},
+}
+# Chains that go on from step to step are one more thing to be found again.
+RBM = {"kind": "contrastive_divergence", "num_hidden": 12, "negatives": "pcd", "learn_variance": True}
+
+
+def write_config(path: Path, output: Path, task: dict[str, Any], strategy: dict[str, Any]) -> str:
     config = {
         "output": str(output),
-        "task": {"kind": "captioning", "rows": rows, "model": {"kind": "new", "shape": shape.model_dump()}},
+        "task": task,
         "epochs": 4,
-        "batch_size_per_worker": 8,
+        "batch_size_per_worker": 8 if task["kind"] == "captioning" else 128,
         "num_workers": 2,
         "cpus_per_worker": 0.5,
         "torch_threads": 1,
@@ -44,21 +52,41 @@ def outcomes(output: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in record.items() if name not in told} for record in history(output)]
 
 
-@pytest.mark.parametrize("strategy", [{"kind": "ddp"}, {"kind": "deepspeed", "stage": 2}], ids=["ddp", "deepspeed"])
+@pytest.fixture(scope="module")
+def data(tiny_rows: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What each kind of task trains on."""
+    store = make_store(str(tmp_path_factory.mktemp("data") / "features"), num_train=512)
+    return {
+        "captioning": {"rows": tiny_rows},
+        "contrastive_divergence": {"features": {"kind": "store", "path": store}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy"),
+    [
+        pytest.param(CAPTIONING, {"kind": "ddp"}, id="captioning-ddp"),
+        pytest.param(CAPTIONING, {"kind": "deepspeed", "stage": 2}, id="captioning-deepspeed"),
+        pytest.param(RBM, {"kind": "in_place", "centred": True}, id="rbm-in_place"),
+    ],
+)
 def test_a_training_worker_killed_mid_epoch_resumes_to_the_same_losses_and_weights(
-    strategy: dict[str, Any], tiny_rows: str, tmp_path: Path, start_job: Callable[..., Any]
+    task: dict[str, Any],
+    strategy: dict[str, Any],
+    data: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    start_job: Callable[..., Any],
 ) -> None:
+    task = task | data[task["kind"]]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    code, _, errors = start_job(
-        "train", "--config", write_config(tmp_path / "a.yaml", tiny_rows, whole, strategy)
-    ).wait()
+    code, _, errors = start_job("train", "--config", write_config(tmp_path / "a.yaml", whole, task, strategy)).wait()
     assert code == 0, errors
 
     def mid_epoch() -> bool:
-        # Ray Train knows of a checkpoint to go on from; there are 9 steps an epoch, a checkpoint every 2.
+        # Ray Train knows of a checkpoint to go on from; there are 9 or 10 steps an epoch, a checkpoint every 2.
         return (killed / "checkpoints" / "checkpoint_manager_snapshot.json").exists()
 
-    job = start_job("train", "--config", write_config(tmp_path / "b.yaml", tiny_rows, killed, strategy))
+    job = start_job("train", "--config", write_config(tmp_path / "b.yaml", killed, task, strategy))
     job.kill_worker("RayTrainWorker", when=mid_epoch)
     code, _, errors = job.wait()
     assert code == 0, errors
