@@ -88,11 +88,14 @@ class CaptionBatch:
         captions, free_energies = {}, {}
         for variant in self.variants:
             stage = self.refiners.get(variant.refiner)
-            refined = image_embeds if stage is None else stage(image_embeds, variant)
-            captions[variant.name] = self.predictor.decode(refined, self.decoding)
-            if stage is not None and isinstance(stage.refiner, RbmRefiner):
-                means = stage.refiner.free_energies(image_embeds, variant.gate, variant.passes)
+            if stage is None:
+                refined = image_embeds
+            elif isinstance(stage.refiner, RbmRefiner):
+                refined, means = stage.refiner.with_free_energies(image_embeds, variant.gate, variant.passes)
                 free_energies[variant.name] = (means * len(image_embeds)).tolist()
+            else:
+                refined = stage(image_embeds, variant)
+            captions[variant.name] = self.predictor.decode(refined, self.decoding)
         result = {
             "corruption": row["corruption"],
             "image_ids": list(row["image_ids"]),

@@ -104,11 +104,19 @@ class RbmRefiner(nn.Module):
         return self.unstandardise(refined).to(image_embeds.dtype)
 
     @torch.inference_mode()
-    def free_energies(self, image_embeds: torch.Tensor, gate: float = 1.0, passes: int = 1) -> torch.Tensor:
-        """Mean free energy of the tokens (or images) before and after each pass, in nats: (passes + 1,)."""
+    def with_free_energies(
+        self, image_embeds: torch.Tensor, gate: float = 1.0, passes: int = 1
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What :meth:`forward` gives, bit for bit, and what the RBM thinks of it.
+
+        Returns:
+            refined: (B, N, D).
+            free_energies: mean over the tokens (or images) before and after each pass, in nats, (passes + 1,).
+        """
         v = self.standardise(image_embeds)
         means = [self.rbm.free_energy(v).mean()]
         for _ in range(passes):
             v = self.rbm.reconstruct(v, gate=gate)
             means.append(self.rbm.free_energy(v).mean())
-        return torch.stack(means)
+        refined = image_embeds if gate == 0.0 else self.unstandardise(v).to(image_embeds.dtype)
+        return refined, torch.stack(means)
