@@ -1,7 +1,8 @@
 """One door to local paths and s3:// URIs: every file raycap reads or writes goes through here.
 
 S3 is configured by the environment as every AWS client does it (``AWS_ENDPOINT_URL``,
-``AWS_DEFAULT_REGION``, keys). Retries span a storage outage of about a minute.
+``AWS_DEFAULT_REGION``, keys). Retries span a storage outage of about a minute; an endpoint at which
+nobody answers a process that first turns to it is a user's error after a few seconds.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
@@ -25,6 +28,8 @@ from pyarrow import fs
 from raycap.errors import UserError
 
 _S3_MAX_ATTEMPTS = 12  # exponential, up to 20 s between two tries
+_S3_FIRST_ANSWER_SECONDS = 10.0
+_PORTS = {"http": 80, "https": 443}
 
 
 class FileEntry(NamedTuple):
@@ -64,16 +69,39 @@ def resolve(uri: str) -> tuple[fs.FileSystem, str]:
 
 @cache
 def _s3() -> fs.S3FileSystem:
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    variable = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
     options: dict[str, Any] = {}
-    if endpoint:
+    if endpoint := os.environ.get(variable):
         parsed = urlsplit(endpoint)
+        _await_answer(variable, parsed)
         options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region:
         options["region"] = region
     retries = fs.AwsStandardS3RetryStrategy(max_attempts=_S3_MAX_ATTEMPTS)
     return fs.S3FileSystem(retry_strategy=retries, connect_timeout=5, request_timeout=30, **options)
+
+
+def _await_answer(variable: str, endpoint: SplitResult) -> None:
+    """See that somebody is there: the retries of a request would keep a wrong address secret for minutes.
+
+    Raises:
+        UserError: no address, or nobody answers there.
+    """
+    setting = f"{variable} = {endpoint.geturl()}"
+    if endpoint.scheme not in _PORTS or not endpoint.hostname:
+        raise UserError(f"{setting}: not an address of a server; give http://HOST:PORT")
+    deadline = time.monotonic() + _S3_FIRST_ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((endpoint.hostname, endpoint.port or _PORTS[endpoint.scheme]), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{setting}: no storage answers there ({error}); start it or give its address"
+                ) from None
+        time.sleep(1)
 
 
 def exists(uri: str) -> bool:

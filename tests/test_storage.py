@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from raycap import storage
 from raycap.errors import UserError
+
+
+@pytest.fixture
+def fresh_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """S3 as a process finds it that has not turned to it yet."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    storage._s3.cache_clear()
+    yield
+    storage._s3.cache_clear()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path: Path) -> None:
@@ -45,6 +58,34 @@ def test_an_unknown_scheme_is_refused() -> None:
     for function in (storage.absolute, storage.resolve):
         with pytest.raises(UserError, match="gs://bucket/x: unknown scheme; give a local path or s3://"):
             function("gs://bucket/x")
+
+
+def test_an_endpoint_that_refuses_or_is_none_is_told_at_once_for_whatever_is_done(
+    monkeypatch: pytest.MonkeyPatch, fresh_s3: None
+) -> None:
+    monkeypatch.setattr(storage, "_S3_FIRST_ANSWER_SECONDS", 0)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and never listens
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        for function in (storage.exists, storage.read_bytes, storage.delete):
+            with pytest.raises(
+                UserError, match=f"^AWS_ENDPOINT_URL = {endpoint}: no storage answers there .*; start it"
+            ):
+                function("s3://bucket/x")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "localhost:9000")
+    with pytest.raises(UserError, match="^AWS_ENDPOINT_URL_S3 = localhost:9000: .*; give http://HOST:PORT"):
+        storage.exists("s3://bucket/x")
+
+
+def test_an_endpoint_that_is_a_moment_late_is_waited_for(monkeypatch: pytest.MonkeyPatch, fresh_s3: None) -> None:
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{late.getsockname()[1]}")
+        timer = threading.Timer(0.5, late.listen)
+        timer.start()
+        assert storage.resolve("s3://bucket/x")[1] == "bucket/x"
+        timer.join()
 
 
 def test_deleting_nothing_is_no_error(tmp_path: Path) -> None:

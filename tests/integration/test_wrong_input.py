@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ def config_file(path: Path, values: dict[str, Any]) -> str:
     return str(path)
 
 
-def refused(start_job: Callable[..., Any], name: str, *arguments: str) -> str:
+def refused(
+    start_job: Callable[..., Any], name: str, *arguments: str, environment: dict[str, str] | None = None
+) -> str:
     """The one line that a job says of its input."""
-    code, output, errors = start_job(name, *arguments).wait(120)
+    code, output, errors = start_job(name, *arguments, environment=environment).wait(120)
     assert code == 2, errors
     assert output == ""
     said = [line for line in errors.splitlines() if line.startswith("error: ")]
@@ -52,6 +56,21 @@ def test_missing_rows(start_job: Callable[..., Any], training: str) -> None:
     line = refused(start_job, "train", "--config", training, "task.rows=/nowhere")
     assert "task.rows = /nowhere: no finished rows" in line
     assert "jobs/ingest.py" in line
+
+
+@pytest.mark.parametrize("setting", ["task.rows", "output"])
+def test_a_storage_that_refuses_the_connection(start_job: Callable[..., Any], training: str, setting: str) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # and never listens
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        environment = {"AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+        start = time.monotonic()
+        line = refused(
+            start_job, "train", "--config", training, f"{setting}=s3://bucket/place", environment=environment
+        )
+    assert f"AWS_ENDPOINT_URL = {endpoint}: no storage answers there" in line
+    assert "give its address" in line
+    assert time.monotonic() - start < 60
 
 
 def test_no_images(start_job: Callable[..., Any], tmp_path: Path) -> None:
