@@ -6,8 +6,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from raycap.sweep.config import SweepConfig
 from raycap.sweep.likelihood import HeldOut, rbm_likelihood
 from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
 from raycap.train.config import TrainConfig
+from raycap.train.host import as_directory
 from raycap.train.loop import Worker
 from raycap.train.state import HISTORY
 
@@ -38,14 +38,8 @@ class TuneHost:
         self.device = torch.device("cuda" if use_gpu else "cpu")
         self._model = model
 
-    @contextmanager
-    def checkpoint(self) -> Iterator[Path | None]:
-        checkpoint = tune.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as directory:
-            yield Path(directory)
+    def checkpoint(self) -> AbstractContextManager[Path | None]:
+        return as_directory(tune.get_checkpoint())
 
     def report(self, metrics: dict[str, Any], directory: Path) -> None:  # noqa: ARG002 - the record has them, too
         record = json.loads((directory / HISTORY).read_text().splitlines()[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +23,7 @@ class Host(Protocol):
     speaks: bool
     """Whether this worker prints progress lines."""
 
-    @contextmanager
-    def checkpoint(self) -> Iterator[Path | None]:
+    def checkpoint(self) -> AbstractContextManager[Path | None]:
         """The checkpoint to go on from, as a local directory; None to begin."""
 
     def report(self, metrics: dict[str, Any], directory: Path) -> None:
@@ -41,14 +40,18 @@ class RayTrainHost:
         self.device = ray.train.torch.get_device()
         self.speaks = self.rank == 0
 
-    @contextmanager
-    def checkpoint(self) -> Iterator[Path | None]:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as directory:
-            yield Path(directory)
+    def checkpoint(self) -> AbstractContextManager[Path | None]:
+        return as_directory(ray.train.get_checkpoint())
 
     def report(self, metrics: dict[str, Any], directory: Path) -> None:
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+
+@contextmanager
+def as_directory(checkpoint: ray.train.Checkpoint | None) -> Iterator[Path | None]:
+    """Ray's checkpoint as a local directory, if there is one."""
+    if checkpoint is None:
+        yield None
+        return
+    with checkpoint.as_directory() as directory:
+        yield Path(directory)
