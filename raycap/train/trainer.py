@@ -109,7 +109,9 @@ def _clear(output: str) -> None:
 
 def _delete_orphans(checkpoints: str, result: ray.train.Result) -> None:
     """Delete what a killed worker had written, whole or half, before Ray Train knew of it."""
-    known = {checkpoint.path.rstrip("/").rpartition("/")[2] for checkpoint, _ in result.best_checkpoints or ()}
+    # The newest is kept by Ray Train whatever its score, but is not called one of the best.
+    kept = [result.checkpoint, *(checkpoint for checkpoint, _ in result.best_checkpoints or ())]
+    known = {checkpoint.path.rstrip("/").rpartition("/")[2] for checkpoint in kept if checkpoint is not None}
     if not storage.is_directory(checkpoints):
         return  # trained in the job's own process
     found = {entry.name.partition("/")[0] for entry in storage.list_files(checkpoints)}

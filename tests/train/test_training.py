@@ -139,6 +139,18 @@ def test_a_loss_that_is_no_number_names_the_learning_rate(tiny_rows: str, tmp_pa
         train(captioning(tiny_rows, tmp_path / "run", optimizer=optimizer, clip_norm=None))
 
 
+def test_the_best_checkpoints_are_kept_and_the_newest(tiny_rows: str, tmp_path: Path, ray_cluster: None) -> None:
+    # Steps this large lead away from the first epoch's model.
+    steps = {"optimizer": {"kind": "sgd", "learning_rate": 1.0}, "schedule": {"kind": "constant"}}
+    train(captioning(tiny_rows, tmp_path, num_workers=1, epochs=4, keep_checkpoints=1, **steps))
+    losses = {r["step"]: r["validation_caption_loss"] for r in history(tmp_path) if "validation_caption_loss" in r}
+    best, newest = min(losses, key=lambda step: losses[step]), max(losses)
+    assert best != newest, "the case shows nothing"
+    kept = [path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()]
+    steps_of_kept = [json.loads((path / "history.jsonl").read_text().splitlines()[-1])["step"] for path in kept]
+    assert sorted(steps_of_kept) == [best, newest]
+
+
 def test_training_in_the_job_s_own_process(tiny_rows: str, tmp_path: Path, ray_cluster: None) -> None:
     train(captioning(tiny_rows, tmp_path / "run", num_workers=0, epochs=1))
     assert (tmp_path / "run" / "model" / "config.json").exists()
