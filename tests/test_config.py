@@ -94,6 +94,7 @@ def test_every_shipped_config_is_valid(path: Path) -> None:
     from raycap.batch.evaluate import EvaluateConfig
     from raycap.batch.extract import ExtractConfig
     from raycap.batch.ingest import IngestConfig
+    from raycap.batch.likelihood import LikelihoodConfig
     from raycap.batch.refiners import RefinersConfig
     from raycap.sweep.config import SweepConfig
     from raycap.train.config import TrainConfig
@@ -104,6 +105,7 @@ def test_every_shipped_config_is_valid(path: Path) -> None:
         "train": TrainConfig,
         "evaluate": EvaluateConfig,
         "refiners": RefinersConfig,
+        "likelihood": LikelihoodConfig,
         "sweep": SweepConfig,
     }
     job = path.stem.split("_")[0]

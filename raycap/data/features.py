@@ -30,6 +30,8 @@ MANIFEST = "manifest.json"
 _ENCODER = "_encoder.json"
 _METADATA_KEY = b"raycap"
 _FOOTER_THREADS = 16
+# Of the largest standard deviation: what varies less counts as constant.
+LEAST_SCALE = 1e-4
 
 
 class FeatureFile(Config):
@@ -92,6 +94,12 @@ class FileSummary(NamedTuple):
     source: str
     token_sum: np.ndarray
     token_square_sum: np.ndarray
+
+
+def positive_scale(std: np.ndarray) -> np.ndarray:
+    """What each dimension is divided by, (D,): its standard deviation, or, where it never varies, a little."""
+    scale: np.ndarray = np.maximum(std, LEAST_SCALE * std.max())
+    return scale
 
 
 def spread_chunks(store: FeatureStore, split: str, max_images: int) -> list[Chunk]:

@@ -108,11 +108,8 @@ def reverse_ais_log_partition(
             RBM that mixes slowly are no samples of it: then it bounds nothing.
     """
     base = base or moment_base(rbm, num_chains, generator)
-    if samples is None:
-        samples = rbm.gibbs(base.base_sample(num_chains, generator), _BURN_IN_SWEEPS, generator)
-    log_weights = reverse_ais_log_weights(base, samples, num_betas, generator)
-    down = estimate(-log_weights)
-    return down._replace(value=-down.value)
+    samples = burnt_in(base, num_chains, generator) if samples is None else samples
+    return reverse_estimate(reverse_ais_log_weights(base, samples, num_betas, generator))
 
 
 @torch.no_grad()
@@ -129,6 +126,12 @@ def ais_log_weights(
         if after < 1:
             v = tempered.gibbs(v, after, generator, energies[2])
     return log_weights + tempered.base_log_partition().double()
+
+
+@torch.no_grad()
+def burnt_in(tempered: TemperedRBM, num_chains: int, generator: Randomness = None) -> torch.Tensor:
+    """Where chains of the RBM stand 1,000 Gibbs sweeps after the base: (num_chains, V)."""
+    return tempered.rbm.gibbs(tempered.base_sample(num_chains, generator), _BURN_IN_SWEEPS, generator)
 
 
 @torch.no_grad()
@@ -160,6 +163,12 @@ def estimate(log_weights: torch.Tensor) -> LogPartition:
     relative_variance = max(count / effective - 1, 0.0) / max(count - 1, 1)
     value = float(torch.logsumexp(log_weights.double(), 0)) - math.log(count)
     return LogPartition(value, math.sqrt(relative_variance), effective)
+
+
+def reverse_estimate(log_weights: torch.Tensor) -> LogPartition:
+    """:func:`estimate` for :func:`reverse_ais_log_weights`, whose inverse has the mean 1 / Z."""
+    down = estimate(-log_weights)
+    return down._replace(value=-down.value)
 
 
 @torch.no_grad()

@@ -145,6 +145,10 @@ class TemperedRBM:
         self.mean = torch.zeros_like(like) if mean is None else mean
         self.precision = torch.ones_like(like) if std is None else std.pow(-2)
 
+    def to(self, device: torch.device) -> TemperedRBM:
+        """The same path on a device; the RBM itself is moved there."""
+        return TemperedRBM(self.rbm.to(device), self.mean.to(device), self.precision.to(device).rsqrt())
+
     def base_log_partition(self) -> torch.Tensor:
         """log Z at beta 0."""
         hidden = self.rbm.num_hidden * math.log(2)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from raycap.batch.annealing import Annealing
 from raycap.config import Config, error_lines
 from raycap.job import JobConfig
 from raycap.sweep.space import Domain
@@ -42,16 +43,6 @@ class EveryEpoch(Config):
     kind: Literal["none"] = "none"
 
 
-class Annealing(Config):
-    """How log Z is estimated, by annealed importance sampling, at each validation."""
-
-    num_chains: int = Field(default=128, ge=2)
-    """Importance samples."""
-
-    num_betas: int = Field(default=1000, ge=2)
-    """Distributions between the base and the RBM; more is more exact."""
-
-
 class SweepConfig(JobConfig):
     """A search for the RBM of the highest likelihood. ``output`` gets trials.csv, best.yaml (which
     jobs/train.py takes), report.html and, in trials/, each trial's model and history."""
@@ -72,6 +63,7 @@ class SweepConfig(JobConfig):
     scheduler: Asha | EveryEpoch = Field(default=Asha(), discriminator="kind")
 
     annealing: Annealing = Annealing()
+    """At each validation; the chosen trial is measured anew with four times the betas."""
 
     max_validation_tokens: int = Field(default=20_000, ge=1)
     """Tokens on which the likelihood is measured: some of each image of the validation split."""
@@ -137,6 +129,14 @@ class SweepConfig(JobConfig):
             except TypeError:
                 return [(value, "its parent is a plain value and has no keys; give a key of base")]
         return []
+
+    @property
+    def features(self) -> str:
+        """The feature store that all trials read."""
+        task = self.base.task
+        assert isinstance(task, ContrastiveDivergenceTraining), "see _fits_a_trial"
+        assert isinstance(task.features, StoredFeatures), "see _fits_a_trial"
+        return task.features.path
 
     def trial_config(self, settings: dict[str, Any], output: str = "") -> TrainConfig:
         """The training of one trial, by itself.

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import yaml
 
 from raycap import storage
+from raycap.batch.annealing import anneal
+from raycap.batch.token_likelihood import HeldOut, RbmLikelihood, rbm_likelihood
 from raycap.checkpoint import load_rbm_refiner
 from raycap.errors import UserError
 from raycap.sweep.config import SweepConfig
-from raycap.sweep.likelihood import HeldOut, rbm_likelihood, standard_error
 from raycap.sweep.trial import METRIC, RESULTS
 
 _FINER = 4
@@ -78,25 +77,15 @@ def choose(trials: list[FinishedTrial], errors: Sequence[Exception] = ()) -> Fin
     raise UserError(f"space: none of {len(trials) + len(errors)} trials was trained to the end{reason}; change it")
 
 
-def measure_anew(trial: FinishedTrial, gaussian: np.ndarray, data: HeldOut, config: SweepConfig) -> dict[str, float]:
-    """The chosen trial's likelihood, and what it has before the Gaussian, in nats per token.
+def measure_anew(trial: FinishedTrial, data: HeldOut, config: SweepConfig) -> RbmLikelihood:
+    """A trial's likelihood by other chains, more finely, spread over the cluster.
 
-    log Z is estimated again, by other chains and more finely: the highest of many estimates was also a lucky one.
-    The difference is paired over images; the error of log Z comes on top.
-
-    Args:
-        gaussian: mean of each held-out image, (n,).
+    The highest of many estimates was also a lucky one.
     """
-    chains, betas = config.annealing.num_chains, _FINER * config.annealing.num_betas
-    rbm = rbm_likelihood(load_rbm_refiner(trial.result["model"])[0], data, chains, betas, config.seed + 1)
-    difference = rbm.per_image - gaussian
-    return {
-        **rbm.metrics(),
-        "gaussian_log_likelihood": float(gaussian.mean()),
-        "gaussian_log_likelihood_error": standard_error(gaussian),
-        "difference_to_gaussian": float(difference.mean()),
-        "difference_to_gaussian_error": math.hypot(standard_error(difference), rbm.log_partition.standard_error),
-    }
+    refiner, _ = load_rbm_refiner(trial.result["model"])
+    finer = config.annealing.model_copy(update={"num_betas": _FINER * config.annealing.num_betas})
+    annealed = anneal(refiner.rbm, finer, config.seed + 1, cpus_per_task=config.cpus_per_trial, use_gpu=config.use_gpu)
+    return rbm_likelihood(refiner, data, annealed.estimate())
 
 
 def write_csv(uri: str, trials: list[FinishedTrial], keys: list[str]) -> None:

@@ -15,18 +15,17 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from raycap import cluster, storage
-from raycap.data.features import FeatureStore
+from raycap.batch.token_likelihood import HeldOut, gaussian_likelihood, held_out
+from raycap.data.features import open_store
 from raycap.errors import UserError
 from raycap.progress import say
 from raycap.report.html import write_report
 from raycap.report.sweep import SweepPage, TrialRow, sweep_report
 from raycap.sweep.config import Asha, SweepConfig
-from raycap.sweep.likelihood import HeldOut, gaussian_likelihood, held_out
 from raycap.sweep.results import FinishedTrial, choose, measure_anew, read_trials, write_best, write_csv
 from raycap.sweep.trial import METRIC, run_trial
 from raycap.sweep.watch import Watcher
 from raycap.train.claim import claim, is_claimed
-from raycap.train.contrastive_divergence import ContrastiveDivergenceRecipe
 
 _SETTINGS = "sweep.json"
 _EXPERIMENT = "tune"
@@ -58,9 +57,11 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
         raise UserError(f"cpus_per_trial = {config.cpus_per_trial:g}: no node of the cluster has {wanted}; set less")
     config.base.task.check()
     claim(config.output, _SETTINGS, settings)
-    store, data = _prepare(config)
+    task = config.base.task
+    store = open_store(config.features, "base.task.features.path")
+    data = held_out(store, task.validation_split, config.max_validation_tokens, config.seed)
     say(f"sweep: log-likelihood on {data.tokens.shape[0]:,} images, {data.tokens.shape[1]} tokens of each")
-    gaussian = gaussian_likelihood(store, config.base.task.train_split, data)
+    gaussian = gaussian_likelihood(store, task.train_split, data)
     say(f"sweep: a full-covariance Gaussian has {gaussian.mean():.3f} nats per token; that is the line to beat")
     errors = _tuner(config, data).fit().errors
     for error in errors:
@@ -74,7 +75,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
         "best": best.settings,
         **{name: value for name, value in best.result.items() if name != "trained_to_end"},
         "log_likelihood_when_chosen": best.log_likelihood,
-        **measure_anew(best, gaussian, data, config),
+        **measure_anew(best, data, config).compare(gaussian),
         "num_trials": config.num_trials,
         **{f"num_{outcome}": outcomes.count(outcome) for outcome in ("trained", "stopped", "failed")},
         "num_errors": len(errors),
@@ -85,15 +86,6 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
     write_report(storage.join(config.output, "report.html"), sweep_report(_page(config, trials, metrics)))
     storage.delete_partials(config.output)
     return metrics
-
-
-def _prepare(config: SweepConfig) -> tuple[FeatureStore, HeldOut]:
-    task = config.base.task.model_copy(update={"normalisation": "standardise"})
-    recipe = task.prepare(config.output)
-    assert isinstance(recipe, ContrastiveDivergenceRecipe), "SweepConfig sees to it"
-    assert isinstance(recipe.data, FeatureStore)
-    tokens = held_out(recipe.data, task.validation_split, recipe.scale, config.max_validation_tokens, config.seed)
-    return recipe.data, tokens
 
 
 def _tuner(config: SweepConfig, data: HeldOut) -> tune.Tuner:

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from ray import tune
 
 from raycap import storage
+from raycap.batch.token_likelihood import HeldOut, rbm_likelihood
 from raycap.config import error_lines
 from raycap.errors import UserError
+from raycap.models.partition import ais_log_partition
 from raycap.sweep.config import SweepConfig
-from raycap.sweep.likelihood import HeldOut, rbm_likelihood
 from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
 from raycap.train.config import TrainConfig
 from raycap.train.host import as_directory
@@ -93,8 +94,10 @@ def _train(trial: TrainConfig, settings: dict[str, Any], config: SweepConfig, da
 
 
 def _measure(task: ContrastiveDivergenceTask, config: SweepConfig, data: HeldOut) -> dict[str, float]:
-    annealing = config.annealing
-    return rbm_likelihood(task.refiner, data, annealing.num_chains, annealing.num_betas, config.seed).metrics()
+    annealing, refiner = config.annealing, task.refiner
+    generator = torch.Generator(refiner.mean.device).manual_seed(config.seed)
+    log_partition = ais_log_partition(refiner.rbm, annealing.num_chains, annealing.num_betas, generator)
+    return rbm_likelihood(refiner, data, log_partition).metrics()
 
 
 def note_result(output: str, settings: dict[str, Any], result: dict[str, Any]) -> None:

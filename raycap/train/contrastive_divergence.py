@@ -12,7 +12,7 @@ from torch import nn
 
 from raycap.checkpoint import EncoderId, absolute_source, save_refiner
 from raycap.config import Config
-from raycap.data.features import FeatureStore, open_store, token_covariance
+from raycap.data.features import LEAST_SCALE, FeatureStore, open_store, positive_scale, token_covariance
 from raycap.data.rows import Rows, open_rows
 from raycap.models.randomness import KeyedGenerator
 from raycap.models.rbm import GaussianBernoulliRBM
@@ -32,8 +32,6 @@ from raycap.train.embeddings import (
 from raycap.train.recipe import HopelessRunError, Share, decay_matrices
 from raycap.train.stream import Source
 
-# Of the largest standard deviation: what varies less counts as constant.
-_LEAST_SCALE = 1e-4
 _COVARIANCE_IMAGES = 2048
 
 
@@ -114,9 +112,7 @@ class ContrastiveDivergenceTraining(Config):
         if isinstance(self.features, StoredFeatures):
             store = open_store(self.features.path, "task.features.path")
             encoder = EncoderId(store.encoder_name, store.encoder_fingerprint)
-            mean, std = np.array(store.mean), np.array(store.std)
-            # A dimension that never varies would be divided by zero.
-            scale = np.maximum(std, _LEAST_SCALE * std.max())
+            mean, scale = np.array(store.mean), positive_scale(np.array(store.std))
             if self.normalisation == "whiten":
                 say(f"measuring the covariance of the embeddings of at most {_COVARIANCE_IMAGES:,} images")
                 scale = _square_root(token_covariance(store, self.train_split, _COVARIANCE_IMAGES))
@@ -127,7 +123,7 @@ class ContrastiveDivergenceTraining(Config):
         say(f"measuring mean and scale of the embeddings of {self.features.statistics_images} images")
         mean, std = measure_statistics(rows, self.train_split, stage, features)
         settings = self.model_copy(update={"features": features})
-        scale = np.maximum(std, _LEAST_SCALE * std.max())
+        scale = positive_scale(std)
         return ContrastiveDivergenceRecipe(settings, rows, stage.id, mean, scale, stage.encoder.num_tokens)
 
 
@@ -208,5 +204,5 @@ class ContrastiveDivergenceRecipe:
 def _square_root(covariance: np.ndarray) -> np.ndarray:
     """The symmetric square root, with eigenvalues too small to be divided by raised, (D, D)."""
     values, vectors = np.linalg.eigh(covariance)
-    root: np.ndarray = (vectors * np.sqrt(np.maximum(values, _LEAST_SCALE**2 * values.max()))) @ vectors.T
+    root: np.ndarray = (vectors * np.sqrt(np.maximum(values, LEAST_SCALE**2 * values.max()))) @ vectors.T
     return root

@@ -7,17 +7,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tiny import make_store
 
+from raycap.batch.token_likelihood import held_out, rbm_likelihood
 from raycap.checkpoint import load_refiner
 from raycap.config import load_config
 from raycap.data.features import open_store
 from raycap.errors import UserError
-from raycap.models.partition import exact_log_partition
+from raycap.models.partition import LogPartition, exact_log_partition
 from raycap.sweep.config import SweepConfig
-from raycap.sweep.likelihood import held_out, rbm_likelihood
 from raycap.sweep.run import sweep
 from raycap.train.config import TrainConfig
 
@@ -75,9 +74,9 @@ def test_the_most_likely_trial_is_chosen_and_its_config_is_one_to_train(root: Pa
 
 def test_the_likelihood_is_the_exact_one_within_its_error(root: Path, metrics: dict[str, Any]) -> None:
     store = open_store(str(root / "features"))
-    data = held_out(store, "dev", np.array(store.std), 20_000, seed=10)
+    data = held_out(store, "dev", 20_000, seed=10)
     refiner = load_refiner(metrics["model"])
-    exact = rbm_likelihood(refiner, data, 0, 0, 0, log_partition=exact_log_partition(refiner.rbm))
+    exact = rbm_likelihood(refiner, data, LogPartition(exact_log_partition(refiner.rbm), 0.0, math.inf))
     assert metrics["log_likelihood"] == pytest.approx(exact.per_image.mean(), abs=5 * metrics["annealing_error"] + 1e-3)
     difference = metrics["log_likelihood"] - metrics["gaussian_log_likelihood"]
     assert metrics["difference_to_gaussian"] == pytest.approx(difference, abs=1e-3)
