@@ -49,11 +49,11 @@ def make_rows(uri: str, num_train: int = 200, num_dev: int = 40) -> str:
     return uri
 
 
-def make_store(uri: str, num_train: int = 150, num_dev: int = 60, seed: int = 0) -> str:
+def make_store(uri: str, num_train: int = 150, num_dev: int = 60, seed: int = 0, fingerprint: str = "0" * 16) -> str:
     """A feature store of correlated tokens, (5, 16) an image, as jobs/extract.py writes them."""
     generator = np.random.default_rng(seed)
     mixing = generator.normal(0, 1, (16, 16))
-    claim_store(uri, "made up", "0" * 16, "fp32")
+    claim_store(uri, "made up", fingerprint, "fp32")
     files = []
     for split, count in (("train", num_train), ("dev", num_dev)):
         for index, start in enumerate(range(0, count, 64)):
@@ -62,5 +62,5 @@ def make_store(uri: str, num_train: int = 150, num_dev: int = 60, seed: int = 0)
             name = f"{split}-00000-{index:04d}.parquet"
             write_features(uri, name, [f"{split}{start + i}" for i in range(size)], tokens.astype(np.float16))
             files.append(FeatureFile(name=name, split=split, num_images=size))
-    finish_store(uri, "made up", "0" * 16, "fp32", files)
+    finish_store(uri, "made up", fingerprint, "fp32", files)
     return uri

@@ -60,6 +60,12 @@ class RbmLikelihood:
             "log_partition": self.log_partition.value,
         }
 
+    def lead(self, other: RbmLikelihood) -> tuple[float, float]:
+        """How far this RBM is before another on the same tokens, paired over images, and its standard error."""
+        difference = self.per_image - other.per_image
+        annealing = self.log_partition.standard_error, other.log_partition.standard_error
+        return float(difference.mean()), math.hypot(standard_error(difference), *annealing)
+
     def compare(self, gaussian: np.ndarray) -> dict[str, float]:
         """:meth:`metrics` beside the Gaussian's, and the difference to it, paired over images.
 

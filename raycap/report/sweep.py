@@ -11,6 +11,7 @@ import numpy as np
 
 from raycap.report.curves import GRID, INK, LINES, draw_svg
 from raycap.report.html import Cell, Curve, Report, Section, Table
+from raycap.report.sweep_captions import captions_section
 
 _METRIC = "log_likelihood"
 _WIDE_INCHES = (8.0, 3.4)
@@ -76,6 +77,7 @@ def sweep_report(page: SweepPage) -> Report:
         facts=_facts(page),
         sections=(
             Section("Trials", table=_table(page)),
+            *([captions_section(metrics["captions"])] if "captions" in metrics else []),
             Section("Settings and likelihood", curves=tuple(curves)),
             Section("All trials", curves=(Curve("A line for each; the redder, the more likely", _parallel(page)),)),
         ),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from raycap.batch.annealing import Annealing
 from raycap.config import Config, error_lines
+from raycap.data.corruptions import Clean, Corruption
 from raycap.job import JobConfig
+from raycap.models.blip import Decoding
 from raycap.sweep.space import Domain
 from raycap.train.config import InPlace, TrainConfig
 from raycap.train.contrastive_divergence import ContrastiveDivergenceTraining
@@ -43,6 +45,45 @@ class EveryEpoch(Config):
     kind: Literal["none"] = "none"
 
 
+class CaptionObjective(Config):
+    """Captions by the refined embeddings of the most likely trials, beside plain BLIP's."""
+
+    rows: str
+    """Rows of jobs/ingest.py."""
+
+    model: str
+    """The BLIP that made the feature store: directory, s3:// prefix or hub name."""
+
+    split: str = "dev"
+
+    max_images: int | None = Field(default=None, ge=1)
+    """The first so many images of the split; null is all."""
+
+    candidates: int = Field(default=4, ge=1)
+    """So many of the trials trained to the end, the most likely ones, are captioned."""
+
+    gates: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.25, 0.5, 1.0), min_length=1)
+    """Shares of the RBM at which each candidate is captioned."""
+
+    corruptions: tuple[Corruption, ...] = Field(default=(Clean(),), min_length=1)
+    """Ways to spoil the images; CIDEr on the first of them decides."""
+
+    decoding: Decoding = Decoding()
+
+    num_workers: int = Field(default=1, ge=1)
+    """Models that caption at once."""
+
+    cpus_per_worker: float = Field(default=0.5, gt=0)
+    """CPUs that each reserves; half a CPU must remain for decoding images."""
+
+    @field_validator("gates")
+    @classmethod
+    def _distinct(cls, gates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(gates)) < len(gates):
+            raise ValueError(f"a gate stands twice in {list(gates)}; leave one out")
+        return gates
+
+
 class SweepConfig(JobConfig):
     """A search for the RBM of the highest likelihood. ``output`` gets trials.csv, best.yaml (which
     jobs/train.py takes), report.html and, in trials/, each trial's model and history."""
@@ -67,6 +108,10 @@ class SweepConfig(JobConfig):
 
     max_validation_tokens: int = Field(default=20_000, ge=1)
     """Tokens on which the likelihood is measured: some of each image of the validation split."""
+
+    captions: CaptionObjective | None = None
+    """The second objective: of the trials whose likelihoods the measurement does not tell apart, the one with the best
+    captions is chosen. null leaves the choice to the likelihood alone."""
 
     cpus_per_trial: float = Field(default=1.0, gt=0)
     """What each trial reserves in Ray."""

@@ -19,6 +19,7 @@ from raycap.sweep.config import SweepConfig
 from raycap.sweep.trial import METRIC, RESULTS
 
 _FINER = 4
+_CAPTION_COLUMNS = ("best_gate", "cider", "cider_difference", "cider_difference_low", "cider_difference_high")
 _COLUMNS = (
     METRIC, "log_likelihood_error", "annealing_error", "sampling_error", "annealing_effective_samples",
     "free_energy_gap", "epoch",
@@ -56,8 +57,8 @@ def read_trials(config: SweepConfig) -> list[FinishedTrial]:
     return sorted(trials, key=lambda trial: -trial.log_likelihood)
 
 
-def choose(trials: list[FinishedTrial], errors: Sequence[Exception] = ()) -> FinishedTrial:
-    """The most likely of those trained to the end.
+def trained_trials(trials: list[FinishedTrial], errors: Sequence[Exception] = ()) -> list[FinishedTrial]:
+    """Those trained to the end, the most likely first.
 
     One that the scheduler stopped is no candidate: its settings, trained to the end, were not measured.
 
@@ -68,9 +69,9 @@ def choose(trials: list[FinishedTrial], errors: Sequence[Exception] = ()) -> Fin
     Raises:
         UserError: there is none.
     """
-    for trial in trials:
-        if trial.outcome == "trained":
-            return trial
+    trained = [trial for trial in trials if trial.outcome == "trained"]
+    if trained:
+        return trained
     failures = sorted({trial.result["failure"] for trial in trials if trial.outcome == "failed"})
     failures += [str(error).strip().splitlines()[-1] for error in errors]
     reason = f"; one failed with: {failures[0]}" if failures else ""
@@ -92,9 +93,10 @@ def write_csv(uri: str, trials: list[FinishedTrial], keys: list[str]) -> None:
     """A line for each trial, the most likely first."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*keys, "outcome", *_COLUMNS, "model", "failure"])
+    names = (*_COLUMNS, *_CAPTION_COLUMNS, "model", "failure")
+    writer.writerow([*keys, "outcome", *names])
     for trial in trials:
-        values = [trial.result.get(name, "") for name in (*_COLUMNS, "model", "failure")]
+        values = [trial.result.get(name, "") for name in names]
         writer.writerow([*(trial.settings[key] for key in keys), trial.outcome, *values])
     storage.write_bytes(uri, text.getvalue().encode())
 
@@ -104,5 +106,8 @@ def write_best(uri: str, trial: FinishedTrial, config: SweepConfig) -> None:
     chosen = config.trial_config(trial.settings, storage.join(config.output, "best"))
     head = f"# Chosen by log-likelihood: {trial.log_likelihood:.4f} nats per token of split "
     head += f"{chosen.task.validation_split}.\n"
+    if "cider" in trial.result:
+        head += "# Of the trials as likely as the most likely one, it has the best captions: CIDEr "
+        head += f"{100 * trial.result['cider']:.1f} at gate {trial.result['best_gate']:g}.\n"
     values = chosen.model_dump(mode="json")
     storage.write_bytes(uri, (head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).encode())

@@ -6,7 +6,8 @@ import logging
 import os
 import time
 import warnings
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import optuna
 from pyarrow import fs
@@ -15,14 +16,15 @@ from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from raycap import cluster, storage
-from raycap.batch.token_likelihood import HeldOut, gaussian_likelihood, held_out
+from raycap.batch.token_likelihood import HeldOut, RbmLikelihood, gaussian_likelihood, held_out
 from raycap.data.features import open_store
 from raycap.errors import UserError
 from raycap.progress import say
 from raycap.report.html import write_report
 from raycap.report.sweep import SweepPage, TrialRow, sweep_report
+from raycap.sweep.captions import caption_trials, check_captions, choose_by_captions
 from raycap.sweep.config import Asha, SweepConfig
-from raycap.sweep.results import FinishedTrial, choose, measure_anew, read_trials, write_best, write_csv
+from raycap.sweep.results import FinishedTrial, measure_anew, read_trials, trained_trials, write_best, write_csv
 from raycap.sweep.trial import METRIC, run_trial
 from raycap.sweep.watch import Watcher
 from raycap.train.claim import claim, is_claimed
@@ -56,6 +58,8 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
         wanted = f"{config.cpus_per_trial:g} CPUs" + (" and a GPU" if config.use_gpu else "")
         raise UserError(f"cpus_per_trial = {config.cpus_per_trial:g}: no node of the cluster has {wanted}; set less")
     config.base.task.check()
+    if config.captions is not None:
+        check_captions(config, config.captions)
     claim(config.output, _SETTINGS, settings)
     task = config.base.task
     store = open_store(config.features, "base.task.features.path")
@@ -68,14 +72,17 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
         say(f"sweep: a trial ended in an error: {str(error).strip().splitlines()[-1]}")
     trials = read_trials(config)
     write_csv(storage.join(config.output, "trials.csv"), trials, list(config.space))
-    best = choose(trials, errors)
+    choice = _choose(config, trials, data, errors)
+    trials, best = choice.trials, choice.best
+    write_csv(storage.join(config.output, "trials.csv"), trials, list(config.space))
     write_best(storage.join(config.output, "best.yaml"), best, config)
     outcomes = [trial.outcome for trial in trials]
     metrics = {
         "best": best.settings,
         **{name: value for name, value in best.result.items() if name != "trained_to_end"},
         "log_likelihood_when_chosen": best.log_likelihood,
-        **measure_anew(best, data, config).compare(gaussian),
+        **choice.likelihood.compare(gaussian),
+        **choice.metrics,
         "num_trials": config.num_trials,
         **{f"num_{outcome}": outcomes.count(outcome) for outcome in ("trained", "stopped", "failed")},
         "num_errors": len(errors),
@@ -86,6 +93,32 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
     write_report(storage.join(config.output, "report.html"), sweep_report(_page(config, trials, metrics)))
     storage.delete_partials(config.output)
     return metrics
+
+
+class _Choice(NamedTuple):
+    """The chosen trial, its likelihood measured anew, all trials, and metrics of the captions if there are any."""
+
+    best: FinishedTrial
+    likelihood: RbmLikelihood
+    trials: list[FinishedTrial]
+    metrics: dict[str, Any]
+
+
+def _choose(config: SweepConfig, trials: list[FinishedTrial], data: HeldOut, errors: Sequence[Exception]) -> _Choice:
+    """The most likely trial; with ``captions``, of those as likely the one with the best captions."""
+    trained = trained_trials(trials, errors)
+    if config.captions is None:
+        return _Choice(trained[0], measure_anew(trained[0], data, config), trials, {})
+    measured = []
+    for trial in trained[: config.captions.candidates]:
+        number = trials.index(trial) + 1
+        say(f"sweep: measuring anew the likelihood of trial {number}, the most likely first")
+        measured.append((number, trial, measure_anew(trial, data, config)))
+    captioned, metrics = caption_trials(config, config.captions, measured)
+    chosen = choose_by_captions(captioned)
+    scored = {candidate.number: candidate.scored() for candidate in captioned}
+    every = [scored.get(number, trial) for number, trial in enumerate(trials, 1)]
+    return _Choice(scored[chosen.number], chosen.likelihood, every, {"captions": metrics})
 
 
 def _tuner(config: SweepConfig, data: HeldOut) -> tune.Tuner:

@@ -9,6 +9,7 @@ import pytest
 
 from raycap.report.html import render_report
 from raycap.report.sweep import SweepPage, TrialRow, sweep_report
+from raycap.report.sweep_captions import captions_section, pareto_front
 
 
 def trial(num_hidden: Any, sigma: float, value: float, outcome: str = "trained") -> TrialRow:
@@ -54,3 +55,41 @@ def test_pictures_are_drawn_of_any_trials(trials: list[TrialRow]) -> None:
     text = render_report(sweep_report(page(*trials)))
     assert text.count("<svg") in (2, 3)
     assert "nan" not in text
+
+
+def captions_metrics(*candidates: tuple[float, float, bool]) -> dict[str, Any]:
+    plain = {"value": 0.148, "low": 0.1, "high": 0.2}
+    found = [
+        {
+            "number": number,
+            "log_likelihood": value,
+            "log_likelihood_behind": 0.5,
+            "log_likelihood_behind_error": 0.1,
+            "as_likely": as_likely,
+            "gates": [
+                {
+                    "gate": 0.25,
+                    "score": {"value": cider, "low": 0.0, "high": 1.0},
+                    "difference": {"value": cider - 0.148, "low": -0.011, "high": 0.02},
+                }
+            ],
+        }
+        for number, (value, cider, as_likely) in enumerate(candidates, 1)
+    ]
+    return {"plain": plain, "candidates": found, "num_images": 1000, "split": "dev", "corruption": "clean"}
+
+
+def test_the_captions_of_each_candidate_stand_beside_plain_blip_s() -> None:
+    section = captions_section(captions_metrics((-10.0, 0.151, True), (-11.0, 0.14, False)))
+    assert section.table is not None
+    assert [name for name, _ in section.table.rows] == ["1, as likely", "2"]
+    cells = section.table.rows[0][1]
+    assert (cells[-1].value, cells[-1].interval) == ("15.1", "-1.1 to +2.0")
+    assert "plain BLIP's 14.8" in section.paragraphs[0]
+    assert section.curves[0].svg.count("<svg") == 1
+
+
+def test_the_pareto_front_has_those_that_no_other_surpasses_in_both() -> None:
+    assert pareto_front([(1.0, 1.0), (3.0, 2.0), (2.0, 3.0), (2.0, 2.0)]) == [2, 1]
+    assert pareto_front([(1.0, 1.0), (1.0, 2.0)]) == [1]
+    assert pareto_front([(1.0, 1.0), (1.0, 1.0)]) == [0, 1]

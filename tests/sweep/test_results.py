@@ -10,7 +10,7 @@ import pytest
 
 from raycap.errors import UserError
 from raycap.sweep.config import SweepConfig
-from raycap.sweep.results import FinishedTrial, choose, read_trials
+from raycap.sweep.results import FinishedTrial, read_trials, trained_trials
 from raycap.sweep.trial import note_result
 
 
@@ -21,7 +21,7 @@ def trial(value: float, epoch: int = 3, **result: Any) -> FinishedTrial:
 def test_a_trial_that_was_stopped_is_never_chosen_however_likely() -> None:
     stopped, trained = trial(-1.0, epoch=1), trial(-2.0)
     assert stopped.outcome == "stopped"
-    assert choose([stopped, trained, trial(-3.0)]) is trained
+    assert trained_trials([stopped, trained, trial(-3.0)])[0] is trained
 
 
 def test_a_trial_that_ended_early_by_itself_is_trained_to_the_end() -> None:
@@ -31,9 +31,9 @@ def test_a_trial_that_ended_early_by_itself_is_trained_to_the_end() -> None:
 def test_without_a_trained_trial_the_error_says_why() -> None:
     failed = FinishedTrial({}, {"log_likelihood": -math.inf, "failure": "it diverged"}, epochs=3)
     with pytest.raises(UserError, match="none of 3 trials was trained to the end; one failed with: it diverged"):
-        choose([trial(-1.0, epoch=1), failed], [RuntimeError("lost")])
+        trained_trials([trial(-1.0, epoch=1), failed], [RuntimeError("lost")])
     with pytest.raises(UserError, match="none of 1 trials was trained to the end; one failed with: lost"):
-        choose([], [RuntimeError("first line\nlost")])
+        trained_trials([], [RuntimeError("first line\nlost")])
 
 
 def test_noted_trials_come_back_the_most_likely_first(tmp_path: Path) -> None:
