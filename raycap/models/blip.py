@@ -173,22 +173,41 @@ class BlipCaptionDecoder(nn.Module):
         Returns:
             B captions without special tokens.
         """
+        token_ids = self._search(image_embeds, decoding, num_candidates=1)
+        return self.tokenizer.batch_decode(token_ids[:, 1:], skip_special_tokens=True)
+
+    @torch.inference_mode()
+    def propose(self, image_embeds: torch.Tensor, decoding: Decoding, num_candidates: int) -> torch.Tensor:
+        """Several captions for each image: a beam search's best, or as many draws, which may repeat.
+
+        Args:
+            image_embeds: (B, N, D) in the weights' type.
+            num_candidates: C; without sampling at most the number of beams.
+
+        Returns:
+            token ids (B, C, T): bos, prompt, caption, and, where the caption ended by itself, [SEP] and padding.
+        """
+        return self._search(image_embeds, decoding, num_candidates).unflatten(0, (-1, num_candidates))
+
+    def _search(self, image_embeds: torch.Tensor, decoding: Decoding, num_candidates: int) -> torch.Tensor:
+        """(B, N, D) to token ids (B * num_candidates, T)."""
         input_ids = self._prompt_ids(decoding.prompt, len(image_embeds)).to(image_embeds.device)
         image_mask = torch.ones(image_embeds.shape[:-1], dtype=torch.long, device=image_embeds.device)
         devices = [image_embeds.device] if image_embeds.is_cuda else []
         with torch.random.fork_rng(devices=devices, enabled=decoding.do_sample):
             if decoding.do_sample:
                 torch.manual_seed(decoding.seed)
-            token_ids = self.text_decoder.generate(
+            token_ids: torch.Tensor = self.text_decoder.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 eos_token_id=self.eos_id,
                 pad_token_id=self.pad_id,
                 encoder_hidden_states=image_embeds,
                 encoder_attention_mask=image_mask,
+                num_return_sequences=num_candidates,
                 **decoding.generate_options(),
             )
-        return self.tokenizer.batch_decode(token_ids[:, 1:], skip_special_tokens=True)
+        return token_ids
 
     def _prompt_ids(self, prompt: str, batch_size: int) -> torch.Tensor:
         prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
