@@ -54,8 +54,19 @@ class EncoderId(NamedTuple):
 def encoder_fingerprint(encoder: BlipImageEncoder) -> str:
     """SHA-256 (16 hex digits) over the encoder's weights (as float32), sizes and normalisation."""
     sizes = [encoder.image_size, encoder.num_tokens, encoder.embed_dim]
-    digest = hashlib.sha256(json.dumps([sizes, encoder.image_mean, encoder.image_std]).encode())
-    state = encoder.state_dict()
+    return _fingerprint(encoder, [sizes, encoder.image_mean, encoder.image_std])
+
+
+def pair_id(model: str, encoder: BlipImageEncoder, decoder: BlipCaptionDecoder) -> EncoderId:
+    """Which BLIP made joint embeddings of images and captions: both halves and the vocabulary are in its hash."""
+    vocabulary = sorted(decoder.tokenizer.get_vocab().items())
+    fingerprint = _fingerprint(decoder, [encoder_fingerprint(encoder), vocabulary])
+    return EncoderId(f"{model} (image and caption)", fingerprint)
+
+
+def _fingerprint(module: nn.Module, settings: Any) -> str:
+    digest = hashlib.sha256(json.dumps(settings).encode())
+    state = module.state_dict()
     for name in sorted(state):
         digest.update(name.encode())
         digest.update(state[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
@@ -189,13 +200,13 @@ def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rb
     return refiner.eval()
 
 
-def load_rbm_refiner(source: str, field: str = "rbm") -> tuple[RbmRefiner, EncoderId]:
+def load_rbm_refiner(source: str, encoder: EncoderId | None = None, field: str = "rbm") -> tuple[RbmRefiner, EncoderId]:
     """Load an RBM's refiner and tell whose embeddings it was trained on.
 
     Raises:
         UserError: as :func:`load_refiner`, or it is a control.
     """
-    refiner = load_refiner(source, field=field)
+    refiner = load_refiner(source, encoder, field)
     config = _read_config(source, field)
     if not isinstance(refiner, RbmRefiner):
         raise UserError(f"{field} = {source}: holds a {config['model_type']}, not an RBM; give an RBM directory")

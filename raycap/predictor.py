@@ -12,11 +12,14 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from raycap.checkpoint import EncoderId, Refiner, encoder_fingerprint, load_blip, load_refiner
+from raycap.checkpoint import EncoderId, Refiner, encoder_fingerprint, load_blip, load_refiner, pair_id
 from raycap.config import Config
 from raycap.data.images import resize_image
+from raycap.data.text import encode_captions
 from raycap.hardware import Precision, default_device
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, Decoding
+from raycap.models.joint import score_captions
+from raycap.rerank import Rerank, Reranker
 
 
 class Refinement(Config):
@@ -86,14 +89,31 @@ class DecoderStage:
         self.dtype = precision.dtype(self.device)
         self.decoder = decoder.to(self.device, self.dtype)
 
-    @classmethod
-    def from_pretrained(cls, model: str, precision: Precision = Precision.FP32) -> DecoderStage:
-        """Load from a BLIP directory, s3:// prefix or hub name."""
-        return cls(load_blip(model)[1], precision)
+    def __call__(self, image_embeds: torch.Tensor, decoding: Decoding, reranker: Reranker | None = None) -> list[str]:
+        """(B, N, D) of any float type, on any device, to B captions; a reranker chooses each among several."""
+        image_embeds = image_embeds.to(self.device, self.dtype)
+        if reranker is not None:
+            return reranker(self.decoder, image_embeds, decoding)
+        return self.decoder.generate(image_embeds, decoding)
 
-    def __call__(self, image_embeds: torch.Tensor, decoding: Decoding) -> list[str]:
-        """(B, N, D) of any float type, on any device, to B captions."""
-        return self.decoder.generate(image_embeds.to(self.device, self.dtype), decoding)
+    def embed(self, image_embeds: torch.Tensor, captions: Sequence[Sequence[str]]) -> torch.Tensor:
+        """Images, each with its captions (at least one), to joint embeddings: see :mod:`raycap.models.joint`.
+
+        Args:
+            image_embeds: (B, N, D) of any float type, on any device.
+            captions: of each image; one longer than the decoder's positions is cut.
+
+        Returns:
+            (number of pairs, 2D) float32, image after image.
+        """
+        decoder, most = self.decoder, max(map(len, captions))
+        texts = [text for of_image in captions for text in (*of_image, *[""] * (most - len(of_image)))]
+        positions = decoder.text_decoder.config.max_position_embeddings
+        input_ids = torch.from_numpy(encode_captions(decoder.tokenizer, texts, decoder.bos_id, "", positions))
+        longest = int((input_ids != decoder.pad_id).sum(1).max())
+        input_ids = input_ids[:, :longest].unflatten(0, (-1, most)).to(self.device)  # (B, C, T)
+        joint = score_captions(decoder, image_embeds.to(self.device, self.dtype), input_ids).joint_embeds
+        return torch.cat([of_image[: len(texts)] for of_image, texts in zip(joint, captions, strict=True)])
 
 
 class CaptionPredictor:
@@ -102,24 +122,37 @@ class CaptionPredictor:
     Args:
         encoder, decoder: of the same BLIP.
         refiner: None for plain BLIP.
+        reranker: None for the search's own best.
     """
 
-    def __init__(self, encoder: EncoderStage, refiner: RefinerStage | None, decoder: DecoderStage) -> None:
-        self.encoder, self.refiner, self.decoder = encoder, refiner, decoder
+    def __init__(
+        self,
+        encoder: EncoderStage,
+        refiner: RefinerStage | None,
+        decoder: DecoderStage,
+        reranker: Reranker | None = None,
+    ) -> None:
+        self.encoder, self.refiner, self.decoder, self.reranker = encoder, refiner, decoder, reranker
 
     @classmethod
     def from_pretrained(
-        cls, model: str, rbm: str | None = None, precision: Precision = Precision.FP32
+        cls,
+        model: str,
+        rbm: str | None = None,
+        precision: Precision = Precision.FP32,
+        rerank: Rerank | None = None,
     ) -> CaptionPredictor:
-        """Load from a BLIP directory (or s3:// prefix, or hub name) and, if given, a refiner's.
+        """Load from a BLIP directory (or s3:// prefix, or hub name) and, if given, a refiner's and a reranker's.
 
         Raises:
             UserError: a directory is missing, or holds another model.
         """
         blip_encoder, blip_decoder = load_blip(model)
+        # Before the stages cast the weights: the RBM knows them as they were.
+        reranker = Reranker(rerank, pair_id(model, blip_encoder, blip_decoder)) if rerank is not None else None
         encoder = EncoderStage(blip_encoder, model, precision)
         refiner = RefinerStage(rbm, encoder.id) if rbm is not None else None
-        return cls(encoder, refiner, DecoderStage(blip_decoder, precision))
+        return cls(encoder, refiner, DecoderStage(blip_decoder, precision), reranker)
 
     def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
         """RGB images to (B, H, W, 3) uint8 at the encoder's size."""
@@ -137,7 +170,7 @@ class CaptionPredictor:
 
     def decode(self, image_embeds: torch.Tensor, decoding: Decoding) -> list[str]:
         """(B, N, D) to B captions."""
-        return self.decoder(image_embeds, decoding)
+        return self.decoder(image_embeds, decoding, self.reranker)
 
     def caption(
         self, images: Sequence[Image.Image], decoding: Decoding | None = None, refinement: Refinement | None = None

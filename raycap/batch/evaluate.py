@@ -24,7 +24,7 @@ from raycap.batch.evaluate_results import score, write_captions
 from raycap.batch.evaluate_stages import CaptionBatch, Variant, read_batch
 from raycap.batch.gallery import choose_images, read_cards
 from raycap.batch.pool import PoolConfig, require_room, run_pool
-from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_blip, load_refiner
+from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_blip, load_refiner, pair_id
 from raycap.data.corruptions import Clean, Corruption
 from raycap.data.rows import Chunk, open_rows, read_chunk
 from raycap.errors import UserError
@@ -34,6 +34,7 @@ from raycap.progress import Progress
 from raycap.report.curves import draw_curves, read_history
 from raycap.report.evaluation import evaluation_report
 from raycap.report.html import Curve, Report, write_report
+from raycap.rerank import Rerank, Reranker, absolute_rerank
 
 
 class EvaluateConfig(PoolConfig):
@@ -55,6 +56,9 @@ class EvaluateConfig(PoolConfig):
 
     refiners: dict[str, str] = Field(default_factory=dict)
     """Further refiners by name, such as those of jobs/refiners.py; ``variants`` choose among them."""
+
+    rerankers: dict[str, Rerank] = Field(default_factory=dict)
+    """Ways to choose among candidate captions, by name; ``variants`` choose among them by ``rerank``."""
 
     variants: tuple[Variant, ...] | None = Field(default=None, min_length=1)
     """What is compared, each with the first; null is ``plain`` (gate 0) and, with an RBM, ``rbm`` (gate 1)."""
@@ -154,6 +158,7 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
         "model": config.model,
         "rbm": config.rbm,
         "refiners": config.refiners,
+        "rerankers": {name: settings.model_dump() for name, settings in config.rerankers.items()},
         "free_energy_per_pass": captioned.free_energies,
         "encoder": model.encoder._asdict(),
         "decoding": config.decoding.model_dump(),
@@ -173,6 +178,9 @@ def _variants(config: EvaluateConfig) -> tuple[Variant, ...]:
     plain = Variant(name="plain", gate=0)
     variants = config.variants or ((plain, Variant(name="rbm")) if config.rbm is not None else (plain,))
     for index, variant in enumerate(variants):
+        if variant.rerank is not None and variant.rerank not in config.rerankers:
+            there = ", ".join(config.rerankers) or "none"
+            raise UserError(f"variants.{index}.rerank = {variant.rerank}: not among rerankers ({there}); add it there")
         if variant.gate == 0 or variant.refiner in _refiners(config):
             continue
         if variant.refiner == "rbm":
@@ -215,12 +223,16 @@ def _read_split(config: EvaluateConfig) -> _Split:
 
 
 def _check_model(config: EvaluateConfig) -> _Model:
-    """Load both models here once, so that what is wrong with them is told before any work."""
+    """Load the models here once, so that what is wrong with them is told before any work."""
     encoder, decoder = load_blip(config.model)
     decoder.require_room(config.decoding)
     owner = EncoderId(config.model, encoder_fingerprint(encoder))
     for name, source in _refiners(config).items():
         load_refiner(source, owner, "rbm" if name == "rbm" else f"refiners.{name}")
+    pair = pair_id(config.model, encoder, decoder)
+    for name, settings in config.rerankers.items():
+        settings.require_candidates(config.decoding)
+        Reranker(settings, pair, f"rerankers.{name}")
     return _Model(owner, encoder.image_size)
 
 
@@ -268,6 +280,7 @@ def _results(
     worker = {
         "model": absolute_source(config.model),
         "refiners": {name: storage.absolute(source) for name, source in _refiners(config).items()},
+        "rerankers": {name: absolute_rerank(settings) for name, settings in config.rerankers.items()},
         "precision": config.precision,
         "variants": variants,
         "decoding": config.decoding,

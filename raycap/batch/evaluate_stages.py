@@ -16,6 +16,7 @@ from raycap.hardware import Precision
 from raycap.models.blip import Decoding
 from raycap.models.refiner import RbmRefiner
 from raycap.predictor import CaptionPredictor, Refinement, RefinerStage
+from raycap.rerank import Rerank, Reranker
 
 
 class Variant(Refinement):
@@ -26,6 +27,9 @@ class Variant(Refinement):
 
     refiner: str = "rbm"
     """Which refiner changes the embeddings: rbm, or one of ``refiners`` by its name."""
+
+    rerank: str | None = None
+    """Which of ``rerankers`` chooses among candidates; null takes the search's own best."""
 
 
 def read_batch(row: dict[str, Any], *, image_size: int, corruptions: Sequence[Corruption]) -> list[dict[str, Any]]:
@@ -58,7 +62,8 @@ class CaptionBatch:
     Args:
         model: BLIP directory, s3:// prefix or hub name.
         refiners: directories or s3:// prefixes by name.
-        variants: how the embeddings are refined.
+        rerankers: settings by name.
+        variants: how the embeddings are refined, and the captions chosen.
         torch_threads: at most; never more than this machine has cores.
     """
 
@@ -66,6 +71,7 @@ class CaptionBatch:
         self,
         model: str,
         refiners: Mapping[str, str],
+        rerankers: Mapping[str, Rerank],
         precision: Precision,
         variants: Sequence[Variant],
         decoding: Decoding,
@@ -76,6 +82,7 @@ class CaptionBatch:
         self.predictor = CaptionPredictor.from_pretrained(model, precision=precision)
         encoder = self.predictor.encoder.id
         self.refiners = {name: RefinerStage(source, encoder) for name, source in refiners.items()}
+        self.rerankers: dict[str | None, Reranker] = {name: Reranker(given) for name, given in rerankers.items()}
         self.ready_at = time.time()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +102,8 @@ class CaptionBatch:
                 free_energies[variant.name] = (means * len(image_embeds)).tolist()
             else:
                 refined = stage(image_embeds, variant)
-            captions[variant.name] = self.predictor.decode(refined, self.decoding)
+            reranker = self.rerankers.get(variant.rerank)
+            captions[variant.name] = self.predictor.decoder(refined, self.decoding, reranker)
         result = {
             "corruption": row["corruption"],
             "image_ids": list(row["image_ids"]),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import torch
@@ -22,9 +22,9 @@ from pydantic import Field
 
 from raycap import storage
 from raycap.batch.extract_plan import Item, done_files, plan
-from raycap.batch.extract_stages import EncodeChunk, native_precision, read_images
+from raycap.batch.extract_stages import EncodeChunk, embedder_id, native_precision, read_images
 from raycap.batch.pool import PoolConfig, require_room, run_pool
-from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_blip
+from raycap.checkpoint import EncoderId, absolute_source, load_blip
 from raycap.data.features import MANIFEST, claim_store, claimed_precision, finish_store
 from raycap.data.rows import Rows, open_rows
 from raycap.errors import UserError
@@ -46,6 +46,10 @@ class ExtractConfig(PoolConfig):
     model: str
     """BLIP directory, s3:// prefix or hub name; its image encoder is used."""
 
+    embeddings: Literal["image", "image_text"] = "image"
+    """Every token of each image; or, for an RBM that re-ranks captions, one joint vector for each pair of an image
+    and one of its captions, made by encoder and decoder."""
+
     splits: tuple[str, ...] | None = None
     """Splits to encode; null is all that the rows have."""
 
@@ -61,11 +65,12 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     started = time.monotonic()
     rows = open_rows(config.rows)
     wanted = _wanted_splits(config, rows)
-    encoder = load_blip(config.model)[0]
-    owner = EncoderId(config.model, encoder_fingerprint(encoder))
+    encoder, decoder = load_blip(config.model)
+    with_captions = config.embeddings == "image_text"
+    owner = embedder_id(config.model, encoder, decoder, with_captions)
     output = storage.absolute(config.output)
     precision = _claim(config, output, owner)
-    items = plan(rows)
+    items = plan(rows, with_captions)
     done = done_files(output, items)
     missing = [item for item in items if item.file.split in wanted and item.file.name not in done]
     if missing:
@@ -80,9 +85,11 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     if not storage.exists(storage.join(output, MANIFEST)):
         storage.delete_partials(output)
         finish_store(output, owner.name, owner.fingerprint, precision, files)
-    num_images = sum(item.file.num_images for item in items if item.file.split in wanted)
+    num_images = sum(item.chunk.num_rows for item in items if item.file.split in wanted)
     return {
+        "embeddings": config.embeddings,
         "images": num_images,
+        "rows_of_store": sum(item.file.num_images for item in items if item.file.split in wanted),
         "images_skipped": num_images - counts["images_done_now"],
         **counts,
         "seconds": round(time.monotonic() - started, 2),
@@ -133,6 +140,7 @@ def _worker(config: ExtractConfig, output: str, owner: EncoderId, precision: Pre
         "fingerprint": owner.fingerprint,
         "precision": precision,
         "batch_size": config.batch_size or (64 if config.use_gpu else 1),
+        "with_captions": config.embeddings == "image_text",
     }
 
 
@@ -142,10 +150,10 @@ def _encode(
     """Do what is missing, showing progress, and count."""
     if not missing:
         return {"images_done_now": 0, "bytes_written": 0, "images_per_second": None, "torch_threads": None}
-    progress = Progress("extract", "images", sum(item.file.num_images for item in missing))
+    progress = Progress("extract", "images", sum(item.chunk.num_rows for item in missing))
     reports = []
     rows = [item.chunk._asdict() | {"name": item.file.name, "source": item.source} for item in missing]
-    read = partial(read_images, image_size=encoder.image_size)
+    read = partial(read_images, image_size=encoder.image_size, with_captions=config.embeddings == "image_text")
     chunk_bytes = max(item.chunk.num_rows for item in missing) * encoder.image_size**2 * 3
     calls = _CALLS_PER_GPU_WORKER if config.use_gpu else _CALLS_PER_CPU_WORKER
     for report in run_pool(config, rows, read, EncodeChunk, worker, chunk_bytes, calls):

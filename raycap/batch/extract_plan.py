@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import pyarrow.parquet as pq
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 from raycap import storage
 from raycap.data.features import FeatureFile, feature_file_name, read_summaries
 from raycap.data.rows import Chunk, Rows
+from raycap.errors import UserError
 from raycap.progress import say
 
 _READ_THREADS = 16  # S3 answers each request late
@@ -25,34 +28,48 @@ class Item(NamedTuple):
     source: str
 
 
-def plan(rows: Rows) -> list[Item]:
-    """Every chunk of every split, in the rows' order."""
+def plan(rows: Rows, with_captions: bool = False) -> list[Item]:
+    """Every chunk of every split, in the rows' order.
+
+    Args:
+        with_captions: the store holds a row for each caption of an image, not one for each image.
+
+    Raises:
+        UserError: captions are needed, and an image has none.
+    """
     chunks = [(chunk, split) for split in rows.splits for chunk in rows.chunks(split)]
     files = sorted({chunk.file for chunk, _ in chunks})
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        sources = dict(zip(files, pool.map(_sources, files), strict=True))
-    return [
-        Item(
-            chunk,
-            FeatureFile(name=feature_file_name(chunk), split=split, num_images=chunk.num_rows),
-            sources[chunk.file][chunk.row_group],
-        )
-        for chunk, split in chunks
-    ]
+        sources = dict(zip(files, pool.map(partial(_sources, with_captions=with_captions), files), strict=True))
+    items = []
+    for chunk, split in chunks:
+        source, num_rows = sources[chunk.file][chunk.row_group]
+        items.append(Item(chunk, FeatureFile(name=feature_file_name(chunk), split=split, num_images=num_rows), source))
+    return items
 
 
-def _sources(file: str) -> list[str]:
-    """For each chunk of a rows file a hash of its image ids and of its images' bytes in all.
+def _sources(file: str, with_captions: bool) -> list[tuple[str, int]]:
+    """For each chunk of a rows file a hash of its image ids, of its images' bytes in all and, where they matter, of
+    its captions; and how many rows of the store it makes.
 
-    Rows written anew from other images are noticed by it, without reading the images.
+    Rows written anew from others are noticed by it, without reading the images.
     """
     sources = []
     with storage.open_input(file) as source, pq.ParquetFile(source) as parquet:
         column = parquet.schema_arrow.get_field_index("image_bytes")
         for index in range(parquet.metadata.num_row_groups):
-            image_ids = parquet.read_row_group(index, columns=["image_id"])["image_id"].to_pylist()
+            table = parquet.read_row_group(index, columns=["image_id", *(["captions"] if with_captions else [])])
+            image_ids, num_rows = table["image_id"].to_pylist(), len(table)
             num_bytes = parquet.metadata.row_group(index).column(column).total_uncompressed_size
-            sources.append(hashlib.sha256("\0".join([str(num_bytes), *image_ids]).encode()).hexdigest()[:16])
+            parts = [str(num_bytes), *image_ids]
+            if with_captions:
+                captions = table["captions"].to_pylist()
+                if [] in captions:
+                    image_id = image_ids[captions.index([])]
+                    raise UserError(f"rows = {file}: image {image_id} has no caption; set embeddings: image")
+                parts.append(json.dumps(captions))
+                num_rows = sum(map(len, captions))
+            sources.append((hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16], num_rows))
     return sources
 
 

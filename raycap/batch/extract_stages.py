@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,13 @@ import numpy as np
 import torch
 
 from raycap.batch.pool import decode_span, usable_threads
+from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, pair_id
 from raycap.data.features import write_features
+from raycap.data.rows import Chunk, read_chunk
 from raycap.errors import UserError
 from raycap.hardware import Precision
-from raycap.predictor import EncoderStage
+from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder
+from raycap.predictor import DecoderStage, EncoderStage
 
 
 def native_precision(device: torch.device) -> Precision:
@@ -22,18 +26,28 @@ def native_precision(device: torch.device) -> Precision:
     return Precision.BF16 if Precision.AUTO.dtype(device) is torch.bfloat16 else Precision.FP32
 
 
-def read_images(row: dict[str, Any], *, image_size: int) -> list[dict[str, Any]]:
+def read_images(row: dict[str, Any], *, image_size: int, with_captions: bool = False) -> list[dict[str, Any]]:
     """Decode one chunk of rows.
 
     Args:
         row: ``file``, ``row_group`` and ``num_rows`` of the chunk; what else is in it goes along.
 
     Returns:
-        One row: that of before with ``image_ids`` (n,), ``images`` (n, image_size, image_size, 3) uint8, and
-        ``error``; n is 0 if a file is no image.
+        One row: that of before with ``image_ids`` (n,), ``images`` (n, image_size, image_size, 3) uint8,
+        ``captions``, a list of texts for each image as JSON (empty without captions), and ``error``; n is 0 if a
+        file is no image.
     """
     image_ids, images, error = decode_span(row, image_size)
-    return [row | {"image_ids": image_ids, "images": images, "error": error}]
+    captions = []
+    if with_captions and not error:
+        chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))
+        captions = read_chunk(chunk, ["captions"])["captions"].to_pylist()
+    return [row | {"image_ids": image_ids, "images": images, "captions": json.dumps(captions), "error": error}]
+
+
+def embedder_id(model: str, encoder: BlipImageEncoder, decoder: BlipCaptionDecoder, with_captions: bool) -> EncoderId:
+    """Whose embeddings a store holds."""
+    return pair_id(model, encoder, decoder) if with_captions else EncoderId(model, encoder_fingerprint(encoder))
 
 
 class EncodeChunk:
@@ -44,22 +58,36 @@ class EncodeChunk:
     Args:
         output: the store.
         model: BLIP directory, s3:// prefix or hub name.
-        fingerprint: of the encoder that the store belongs to.
+        fingerprint: of what the store belongs to: the encoder, or both halves.
         batch_size: images that the encoder takes at once.
+        with_captions: make joint embeddings of images and their captions.
         torch_threads: of the encoder on the CPU, at most; never more than this machine has cores.
     """
 
     def __init__(
-        self, output: str, model: str, fingerprint: str, precision: Precision, batch_size: int, torch_threads: int
+        self,
+        output: str,
+        model: str,
+        fingerprint: str,
+        precision: Precision,
+        batch_size: int,
+        with_captions: bool,
+        torch_threads: int,
     ) -> None:
         self.output, self.batch_size = output, batch_size
         self.torch_threads = usable_threads(torch_threads)
         # One thread for all of torch: each thread that computes would start its own team of OpenMP threads.
         self._encoding = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(self.torch_threads))
-        self._stage = self._encoding.submit(EncoderStage.from_pretrained, model, precision).result()
-        if self._stage.id.fingerprint != fingerprint:
-            raise ValueError(f"model = {model}: not the model that the job began with; leave it alone meanwhile")
+        self._encoding.submit(self._load, model, fingerprint, precision, with_captions).result()
         self._ready_at = time.time()
+
+    def _load(self, model: str, fingerprint: str, precision: Precision, with_captions: bool) -> None:
+        encoder, decoder = load_blip(model)
+        if embedder_id(model, encoder, decoder, with_captions).fingerprint != fingerprint:
+            raise ValueError(f"model = {model}: not the model that the job began with; leave it alone meanwhile")
+        self._stage = EncoderStage(encoder, model, precision)
+        self._decoder = DecoderStage(decoder, precision) if with_captions else None
+        self._shape = (1, 2 * encoder.embed_dim) if with_captions else (encoder.num_tokens, encoder.embed_dim)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """
@@ -70,14 +98,18 @@ class EncodeChunk:
             Counts and times; the embeddings are in the store.
         """
         image_ids, num_bytes, error = list(row["image_ids"]), 0, row["error"]
+        num_images = len(image_ids)
         if not error:
+            captions = json.loads(row["captions"])
+            if captions:  # a row of the store for each
+                image_ids = [name for name, texts in zip(image_ids, captions, strict=True) for _ in texts]
             try:
-                image_embeds = self._encoding.submit(self._encode, row["images"], image_ids).result()
+                image_embeds = self._encoding.submit(self._encode, row["images"], captions, image_ids).result()
                 num_bytes = write_features(self.output, row["name"], image_ids, image_embeds, row["source"])
             except UserError as reason:
                 error = str(reason)
         return {
-            "num_images": len(image_ids),
+            "num_images": num_images,
             "num_bytes": num_bytes,
             "ready_at": self._ready_at,
             "finished_at": time.time(),
@@ -85,19 +117,23 @@ class EncodeChunk:
             "error": error,
         }
 
-    def _encode(self, images: np.ndarray, image_ids: Sequence[str]) -> np.ndarray:
-        """(n, H, W, 3) uint8 to (n, N, D) float16."""
-        encoder = self._stage.encoder
-        image_embeds = torch.empty((len(images), encoder.num_tokens, encoder.embed_dim), dtype=torch.float16)
+    def _encode(self, images: np.ndarray, captions: list[list[str]], image_ids: Sequence[str]) -> np.ndarray:
+        """(n, H, W, 3) uint8, and the captions of each or none, to float16: (n, N, D), or (number of pairs, 1, 2D)."""
+        image_embeds, done = torch.empty((len(image_ids), *self._shape), dtype=torch.float16), 0
         for start in range(0, len(images), self.batch_size):
+            stop = start + self.batch_size
             # Copied, because Ray's memory is read-only, which torch has no notion of.
-            batch = self._stage(images[start : start + self.batch_size].copy()).half()  # (b, N, D)
+            batch = self._stage(images[start:stop].copy())  # (b, N, D)
+            if self._decoder is not None:
+                batch = self._decoder.embed(batch, captions[start:stop])[:, None]
+            batch = batch.half()
             finite = batch.isfinite().flatten(1).all(dim=1)  # (b,)
             if not finite.all():
-                image_id = image_ids[start + int(finite.int().argmin())]
+                image_id = image_ids[done + int(finite.int().argmin())]
                 raise UserError(
                     f"model: an embedding of image {image_id} is no number or above 65504, the most that the store's "
                     "float16 holds; give an encoder that normalises its output"
                 )
-            image_embeds[start : start + len(batch)] = batch
+            image_embeds[done : done + len(batch)] = batch
+            done += len(batch)
         return image_embeds.numpy()

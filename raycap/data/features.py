@@ -41,7 +41,9 @@ class FeatureFile(Config):
     """File name below the directory."""
 
     split: str
+
     num_images: int
+    """Its rows: images, or pairs of an image and one of its captions (then N is 1, D the joint embedding's width)."""
 
 
 class FeatureStore(Config):

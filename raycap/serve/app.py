@@ -10,6 +10,7 @@ from ray.serve import Application
 from raycap import storage
 from raycap.checkpoint import absolute_source, load_refiner, read_blip_config
 from raycap.errors import UserError
+from raycap.rerank import Reranker, absolute_rerank
 from raycap.serve.config import CaptionArgs, ServeArgsError
 from raycap.serve.ingress import CaptionIngress
 from raycap.serve.requests import ModelInfo
@@ -25,10 +26,13 @@ def build(args: CaptionArgs) -> Application:
     # Replicas may have another working directory, or none of these files: on more than one machine give s3://.
     model = absolute_source(args.model)
     rbm = storage.absolute(args.rbm) if args.rbm is not None else None
+    rerank = absolute_rerank(args.rerank) if args.rerank is not None else None
     try:
         image_size = read_blip_config(model).vision_config.image_size
         if rbm is not None:
             load_refiner(rbm)
+        if rerank is not None:
+            Reranker(rerank)
     except UserError as error:
         raise ServeArgsError(f"args.{error}") from None
 
@@ -42,7 +46,7 @@ def build(args: CaptionArgs) -> Application:
             rbm, args.refinement, args.refiner
         )
     decoder = serve.deployment(name="decoder", **args.decoder.deployment_options())(Decoder).bind(
-        model, args.decoding, args.precision, args.decoder
+        model, args.decoding, rerank, args.precision, args.decoder
     )
     return serve.deployment(name="ingress", **args.ingress.deployment_options())(CaptionIngress).bind(
         info, args.limits, encoder, refiner, decoder

@@ -11,6 +11,7 @@ from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.blip import Decoding
 from raycap.predictor import Refinement
+from raycap.rerank import Rerank
 
 
 class ServeArgsError(UserError, RayServeException):
@@ -105,6 +106,9 @@ class CaptionArgs(Config):
     refinement: Refinement = Refinement()
     decoding: Decoding = Decoding()
 
+    rerank: Rerank | None = None
+    """How the decoder chooses among candidate captions; without it, the search's own best."""
+
     precision: Precision = Precision.AUTO
     """Of BLIP's weights; between the stages embeddings are float16 in any case."""
 
@@ -121,6 +125,15 @@ class CaptionArgs(Config):
                 f"decoder.batch_size ({self.decoder.batch_size}) must be 1 with decoding.do_sample: "
                 "a drawn caption would depend on the requests that share its batch"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _search_gives_candidates(self) -> "CaptionArgs":
+        if self.rerank is not None:
+            try:
+                self.rerank.require_candidates(self.decoding)
+            except UserError as error:
+                raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="wrap")

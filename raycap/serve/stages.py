@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from ray import serve
 
-from raycap.checkpoint import load_refiner
+from raycap.checkpoint import load_blip, load_refiner, pair_id
 from raycap.hardware import Precision
 from raycap.models.blip import Decoding
 from raycap.predictor import DecoderStage, EncoderStage, Refinement, RefinerStage
+from raycap.rerank import Rerank, Reranker
 from raycap.serve.config import BatchedStageOptions, StageOptions
 
 InputT = TypeVar("InputT")
@@ -61,17 +62,33 @@ class Refiner:
 
 
 class Decoder:
-    """Image embeddings to a caption."""
+    """Image embeddings to a caption.
 
-    def __init__(self, model: str, decoding: Decoding, precision: Precision, options: BatchedStageOptions) -> None:
+    Args:
+        rerank: how to choose among candidates; an RBM that was trained on another BLIP's pairs is refused here.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        decoding: Decoding,
+        rerank: Rerank | None,
+        precision: Precision,
+        options: BatchedStageOptions,
+    ) -> None:
         _limit_threads(options)
-        self.stage, self.decoding = DecoderStage.from_pretrained(model, precision), decoding
+        encoder, decoder = load_blip(model)
+        # Before the stage casts the weights: the RBM knows them as they were.
+        self.reranker = (
+            Reranker(rerank, pair_id(model, encoder, decoder), "args.rerank") if rerank is not None else None
+        )
+        self.stage, self.decoding = DecoderStage(decoder, precision), decoding
         self.stage.decoder.require_room(decoding, "args.decoding")
         self.decode = _batched(self.decode_batch, options)
 
     def decode_batch(self, image_embeds: list[np.ndarray]) -> list[str]:
         """(N, D) float16 each to a caption each."""
-        return self.stage(_from_wire(image_embeds), self.decoding)
+        return self.stage(_from_wire(image_embeds), self.decoding, self.reranker)
 
     async def __call__(self, image_embeds: np.ndarray) -> str:
         return await self.decode(image_embeds)
