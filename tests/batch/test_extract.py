@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
@@ -23,7 +24,7 @@ from PIL import Image
 
 from raycap.batch import extract as extract_module
 from raycap.batch.extract import ExtractConfig, extract
-from raycap.checkpoint import save_blip
+from raycap.checkpoint import load_blip, pair_id, save_blip
 from raycap.data.features import open_store, read_features, read_image_ids
 from raycap.data.images import decode_image, resize_image
 from raycap.data.rows import SCHEMA, open_rows, read_chunk, write_manifest, write_rows
@@ -31,7 +32,7 @@ from raycap.data.text import train_wordpiece
 from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.blip import BlipShape, build_blip
-from raycap.predictor import EncoderStage
+from raycap.predictor import DecoderStage, EncoderStage
 
 SHAPE = BlipShape(image_size=32, embed_dim=32, num_heads=2, num_vision_layers=2, num_text_layers=1)
 
@@ -51,7 +52,8 @@ def save_rows(directory: Path, files: dict[str, int], seed: int = 0) -> str:
         for index in range(count):
             buffer = io.BytesIO()
             Image.fromarray(generator.integers(0, 256, (20, 30, 3), np.uint8)).save(buffer, "JPEG")
-            row = (f"{name}/{index}", buffer.getvalue(), 30, 20, ["a dog runs"], name.partition("-")[0])
+            captions = ["a dog runs", "a cat sits on a dog"][: 1 + index % 2]
+            row = (f"{name}/{index}", buffer.getvalue(), 30, 20, captions, name.partition("-")[0])
             for column, value in zip(table.values(), row, strict=True):
                 column.append(value)
         written.append(write_rows(str(directory), f"{name}.parquet", pa.table(table, schema=SCHEMA)))
@@ -205,6 +207,65 @@ def test_an_embedding_beyond_float16_is_an_error_and_not_infinite(config, pool, 
     with pytest.raises(UserError, match=r"embedding of image dev-0/0 is no number or above 65504"):
         extract(config.model_copy(update={"model": str(tmp_path / "loud")}))
     assert modified(config) == {}
+
+
+def assert_complete_pairs(config: ExtractConfig) -> None:
+    """A row for each caption of each image, in the rows' order, as the predictor's stages give it one by one."""
+    store, rows = open_store(config.output), open_rows(config.rows)
+    encoder, decoder = load_blip(config.model)
+    assert store.encoder_fingerprint == pair_id("", encoder, decoder).fingerprint
+    assert (store.num_tokens, store.embed_dim) == (1, 64)
+    stage, decoder_stage = EncoderStage(encoder, config.model), DecoderStage(decoder)
+    for split in store.splits:
+        for chunk, embedded in zip(rows.chunks(split), store.chunks(split), strict=True):
+            image_ids, expected = [], []
+            for row in read_chunk(chunk).to_pylist():
+                pixels = resize_image(decode_image(row["image_bytes"]), stage.image_size)
+                for caption in row["captions"]:
+                    image_ids.append(row["image_id"])
+                    expected.append(decoder_stage.embed(stage(pixels[None].copy()), [[caption]]).half().numpy())
+            assert read_image_ids(embedded) == image_ids
+            np.testing.assert_allclose(read_features(embedded), np.stack(expected), rtol=2e-3, atol=2e-3)
+
+
+def test_pairs_are_extracted_counted_and_resumed(config, pool):
+    pairs = config.model_copy(update={"embeddings": "image_text", "batch_size": 4})
+    metrics = extract(pairs)
+    assert (metrics["images"], metrics["images_done_now"], metrics["rows_of_store"]) == (84, 84, 84 + 35 + 2 + 3 + 1)
+    assert_complete_pairs(pairs)
+    pool.clear()
+    Path(config.output, "train-0-0001.parquet").unlink()
+    metrics = extract(pairs)
+    assert pool == ["train-0-0001.parquet"]
+    assert (metrics["images_done_now"], metrics["images_skipped"]) == (6, 78)
+    assert_complete_pairs(pairs)
+    with pytest.raises(UserError, match=r"holds embeddings of encoder .*image and caption.*, not of"):
+        extract(config)
+
+
+def test_captions_that_have_changed_make_their_pairs_anew_but_no_image(config, pool, tmp_path):
+    files = {"train-0": 4, "train-1": 3}
+    images = config.model_copy(update={"rows": save_rows(tmp_path / "rows", files)})
+    pairs = images.model_copy(update={"embeddings": "image_text", "output": str(tmp_path / "pairs")})
+    extract(images)
+    extract(pairs)
+    table = pq.read_table(tmp_path / "rows/train-1.parquet")
+    column = pa.array([["a cat sits"]] * 3, SCHEMA.field("captions").type)
+    changed = table.set_column(table.schema.get_field_index("captions"), SCHEMA.field("captions"), column)
+    write_rows(pairs.rows, "train-1.parquet", changed)
+    assert extract(images)["images_done_now"] == 0
+    assert extract(pairs)["images_done_now"] == 3
+    assert_complete_pairs(pairs)
+
+
+def test_an_image_without_captions_gives_no_pair_and_is_named(config, pool, tmp_path):
+    table = read_chunk(open_rows(config.rows).chunks("dev")[0])
+    column = pa.array([["a"], [], ["a"], ["a"], ["a"], ["a"]], SCHEMA.field("captions").type)
+    table = table.set_column(table.schema.get_field_index("captions"), SCHEMA.field("captions"), column)
+    write_manifest(str(tmp_path / "rows"), [write_rows(str(tmp_path / "rows"), "dev-0.parquet", table)])
+    pairs = config.model_copy(update={"embeddings": "image_text", "rows": str(tmp_path / "rows")})
+    with pytest.raises(UserError, match=r"image dev-0/1 has no caption; set embeddings: image"):
+        extract(pairs)
 
 
 @pytest.mark.parametrize(
