@@ -17,7 +17,7 @@ from raycap.batch.evaluate import EvaluateConfig, evaluate, run_evaluation
 from raycap.batch.evaluate_results import score, write_captions
 from raycap.batch.evaluate_stages import Variant
 from raycap.batch.gallery import choose_images
-from raycap.checkpoint import EncoderId, encoder_fingerprint, save_blip, save_refiner
+from raycap.checkpoint import EncoderId, encoder_fingerprint, pair_id, save_blip, save_refiner
 from raycap.data.corruptions import Clean, GaussianNoise
 from raycap.data.images import decode_image, resize_image
 from raycap.data.readers.shapes import captions, render, scene
@@ -52,6 +52,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     refiner = RbmRefiner(rbm, torch.zeros(32), torch.ones(32))
     save_refiner(folder / "rbm", refiner, EncoderId("blip", encoder_fingerprint(encoder)))
     save_refiner(folder / "foreign_rbm", refiner, EncoderId("another", "0" * 16))
+    joint = RbmRefiner(GaussianBernoulliRBM(64, 8, sigma=0.3), torch.zeros(64), torch.ones(64))
+    torch.nn.init.normal_(joint.rbm.weight)
+    save_refiner(folder / "joint_rbm", joint, pair_id("blip", encoder, decoder))
     return folder
 
 
@@ -146,6 +149,32 @@ def test_a_variant_chooses_its_refiner_and_free_energy_never_rises(place: Path, 
 
 
 @pytest.mark.integration
+def test_a_variant_that_re_ranks_gives_the_captions_of_the_predictor(place: Path, cluster: None) -> None:
+    decoding = {"max_new_tokens": 8, "num_beams": 3}
+    rerankers = {
+        "probable": {"num_candidates": 3, "length_normalised": True},
+        "joint": {"num_candidates": 3, "free_energy_weight": 1.0, "rbm": str(place / "joint_rbm")},
+    }
+    variants = [{"name": "plain", "gate": 0}, *({"name": name, "gate": 0, "rerank": name} for name in rerankers)]
+    variants.append({"name": "both", "rerank": "joint"})
+    output = place / "rerank"
+    config = _config(
+        place, decoding=decoding, rerankers=rerankers, variants=variants, max_images=12, output=str(output)
+    )
+    metrics = run_evaluation(config).metrics
+    assert metrics["rerankers"]["joint"]["rbm"] == str(place / "joint_rbm")
+    table = read_chunk(open_rows(config.rows).chunks("dev")[0]).slice(0, 12)
+    images = [decode_image(data.as_py()) for data in table["image_bytes"]]
+    found = {name: [item["caption"] for item in items] for name, items in _read_captions(output).items()}
+    for variant in config.variants or ():
+        rerank = config.rerankers.get(variant.rerank or "")
+        predictor = CaptionPredictor.from_pretrained(config.model, config.rbm, Precision.FP32, rerank)
+        assert found[f"{variant.name}-clean"] == predictor.caption(images, config.decoding, variant), variant.name
+    assert found["probable-clean"] == found["plain-clean"]
+    assert len({json.dumps(captions) for captions in found.values()}) == 3, "the case shows nothing"
+
+
+@pytest.mark.integration
 def test_captions_and_scores_depend_neither_on_batch_size_nor_on_the_number_of_workers(
     place: Path, cluster: None
 ) -> None:
@@ -176,6 +205,16 @@ def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(place: Path,
         ({"refiners": {"other": str(place / "foreign_rbm")}}, r"refiners.other = .*: trained on embeddings of encoder"),
         ({"corruptions": [NOISE, NOISE]}, "corruptions: 'gaussian_noise_0.3' stands there twice"),
         ({"histories": {"BLIP": str(place / "none.jsonl")}}, "histories = .*none.jsonl: no such file"),
+        (
+            {"variants": [{"name": "a", "gate": 0, "rerank": "b"}]},
+            r"variants.0.rerank = b: not among rerankers \(none\)",
+        ),
+        ({"rerankers": {"a": {}}}, "decoding.num_beams = 1: gives no 5 candidates; set at least 5"),
+        (
+            {"rerankers": {"a": {"num_candidates": 1, "rbm": str(place / "rbm")}}},
+            "rerankers.a.rbm = .*: trained on embeddings of encoder blip .*, not of .*image and caption",
+        ),
+        ({"rbm": str(place / "joint_rbm")}, "rbm = .*: trained on embeddings of encoder .*image and caption.*, not of"),
         ({"num_workers": 99}, "num_workers = 99: .* CPUs of one node"),
         ({"use_gpu": True}, "use_gpu = true: the cluster has no GPU"),
     ]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raycap.checkpoint import EncoderId, encoder_fingerprint, save_blip, save_refiner
+from raycap.checkpoint import EncoderId, encoder_fingerprint, pair_id, save_blip, save_refiner
 from raycap.data.images import decode_image
 from raycap.data.text import train_wordpiece
 from raycap.models.blip import BlipShape, Decoding, build_blip
@@ -30,6 +30,9 @@ def models(tmp_path_factory):
     torch.nn.init.normal_(refiner.rbm.weight, std=0.3)
     save_refiner(root / "demo/rbm/model", refiner, EncoderId("tiny", encoder_fingerprint(encoder)))
     save_refiner(root / "wrong", refiner, EncoderId("another", "0" * 16))
+    joint = RbmRefiner(GaussianBernoulliRBM(2 * EMBED_DIM, 8), torch.zeros(2 * EMBED_DIM), torch.ones(2 * EMBED_DIM))
+    torch.nn.init.normal_(joint.rbm.weight)
+    save_refiner(root / "joint", joint, pair_id("tiny", encoder, decoder))
     return root
 
 
@@ -50,13 +53,13 @@ def files():
 def predicted(models, files):
     """The predictor's captions of all files, with embeddings rounded to half precision after each stage."""
 
-    def predicted(rbm):
-        predictor = CaptionPredictor.from_pretrained(str(models / "demo/blip/model"), rbm)
+    def predicted(rbm, decoding=Decoding(), rerank=None):  # noqa: B008 - frozen
+        predictor = CaptionPredictor.from_pretrained(str(models / "demo/blip/model"), rbm, rerank=rerank)
         captions = []
         for file in files:
             embeds = predictor.encode(predictor.preprocess([decode_image(file)])).half()
             refined = predictor.refine(embeds, Refinement()).half()
-            captions += predictor.decode(refined, Decoding())
+            captions += predictor.decode(refined, decoding)
         return captions
 
     return predicted

@@ -5,6 +5,8 @@ from ray import serve
 
 from raycap.data.images import decode_image, resize_image
 from raycap.errors import UserError
+from raycap.models.blip import Decoding
+from raycap.rerank import Rerank
 from raycap.serve.app import build
 from raycap.serve.config import CaptionArgs, ServeArgsError
 
@@ -45,6 +47,21 @@ def test_gate_0_and_no_rbm_are_both_plain_blip(models, predicted, captions):
     assert captions(rbm=rbm) != plain, "the refiner must matter for this to show anything"
 
 
+def test_re_ranked_captions_are_the_predictor_s(models, predicted, captions, monkeypatch):
+    monkeypatch.chdir(models)
+    decoding = Decoding(num_beams=3, max_new_tokens=8)
+    settings = {"num_candidates": 3, "free_energy_weight": 1.0, "rbm": "joint"}
+    served = captions(decoding=decoding.model_dump(), rerank=settings)
+    assert served == predicted(None, decoding, Rerank.model_validate(settings))
+    assert served != predicted(None, decoding), "the reranker must matter for this to show anything"
+
+
+def test_a_re_ranking_rbm_of_another_kind_is_refused_where_both_halves_are_loaded(models, captions):
+    settings = {"num_candidates": 1, "free_energy_weight": 1.0, "rbm": str(models / "demo/rbm/model")}
+    with pytest.raises((UserError, RuntimeError), match="args.rerank.rbm = .*: trained on embeddings of encoder tiny"):
+        captions(rerank=settings)
+
+
 def test_relative_paths_are_made_absolute_where_build_runs(models, predicted, captions, monkeypatch):
     monkeypatch.chdir(models)
     served = captions(model="demo/blip/model", rbm="demo/rbm/model")
@@ -56,12 +73,13 @@ def test_relative_paths_are_made_absolute_where_build_runs(models, predicted, ca
     [
         ({"model": "no/such/model"}, "args.model = no/such/model: no such directory; give a BLIP directory"),
         ({"rbm": "/no/such/rbm"}, "args.rbm = /no/such/rbm: no model there"),
+        ({"rerank": {"num_candidates": 1, "rbm": "/no/such/rbm"}}, "args.rerank.rbm = /no/such/rbm: no model there"),
         ({"model": "{models}/demo/rbm/model"}, "not a BLIP; give a BLIP model directory"),
         ({"rbm": "{models}/demo/blip/model"}, "not an RBM; give an RBM directory"),
     ],
 )
 def test_a_wrong_path_is_one_clear_line_before_any_replica_starts(models, values, message):
-    values = {key: value.format(models=models) for key, value in values.items()}
+    values = {key: value.format(models=models) if isinstance(value, str) else value for key, value in values.items()}
     with pytest.raises(ServeArgsError) as caught:
         build(CaptionArgs.model_validate({"model": str(models / "demo/blip/model")} | values))
     assert message in str(caught.value)

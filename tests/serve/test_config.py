@@ -19,6 +19,8 @@ from raycap.serve.config import CaptionArgs, StageOptions
         ),
         ({"model": "m", "encoder": {"batch_size": 64}}, "max_ongoing_requests (32) must be at least batch_size (64)"),
         ({"model": "m", "encoder": {"num_replicas": 3, "max_replicas": 2}}, "max_replicas (2) must be at least"),
+        ({"model": "m", "rerank": {}}, "decoding.num_beams = 1: gives no 5 candidates; set at least 5"),
+        ({"model": "m", "rerank": {"free_energy_weight": 1}}, "free_energy_weight (1) needs an RBM; set rbm"),
         ({"model": "m", "decoding": {"do_sample": True}}, "decoder.batch_size (8) must be 1 with decoding.do_sample"),
     ],
 )
