@@ -33,6 +33,8 @@ from raycap.train.recipe import HopelessRunError, Share, decay_matrices
 from raycap.train.stream import Source
 
 _COVARIANCE_IMAGES = 2048
+# A store of one vector for each image or pair needs more of them.
+_COVARIANCE_TOKENS = 131_072
 
 
 class ContrastiveDivergenceTraining(Config):
@@ -114,8 +116,9 @@ class ContrastiveDivergenceTraining(Config):
             encoder = EncoderId(store.encoder_name, store.encoder_fingerprint)
             mean, scale = np.array(store.mean), positive_scale(np.array(store.std))
             if self.normalisation == "whiten":
-                say(f"measuring the covariance of the embeddings of at most {_COVARIANCE_IMAGES:,} images")
-                scale = _square_root(token_covariance(store, self.train_split, _COVARIANCE_IMAGES))
+                most = max(_COVARIANCE_IMAGES, _COVARIANCE_TOKENS // store.num_tokens)
+                say(f"measuring the covariance of the embeddings of at most {most:,} images")
+                scale = _square_root(token_covariance(store, self.train_split, most))
             return ContrastiveDivergenceRecipe(self, store, encoder, mean, scale, store.num_tokens)
         rows = open_rows(self.features.rows, "task.features.rows")
         features = self.features.model_copy(update={"model": absolute_source(self.features.model)})
