@@ -59,6 +59,10 @@ class ExtractConfig(PoolConfig):
     batch_size: int | None = Field(default=None, ge=1)
     """Images that the encoder takes at once; null is 1 on a CPU (fastest there) and 64 on a GPU."""
 
+    @property
+    def with_captions(self) -> bool:
+        return self.embeddings == "image_text"
+
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
     """Encode the images of rows into a feature store, only those that are missing there."""
@@ -66,11 +70,10 @@ def extract(config: ExtractConfig) -> dict[str, Any]:
     rows = open_rows(config.rows)
     wanted = _wanted_splits(config, rows)
     encoder, decoder = load_blip(config.model)
-    with_captions = config.embeddings == "image_text"
-    owner = embedder_id(config.model, encoder, decoder, with_captions)
+    owner = embedder_id(config.model, encoder, decoder, config.with_captions)
     output = storage.absolute(config.output)
     precision = _claim(config, output, owner)
-    items = plan(rows, with_captions)
+    items = plan(rows, config.with_captions)
     done = done_files(output, items)
     missing = [item for item in items if item.file.split in wanted and item.file.name not in done]
     if missing:
@@ -140,7 +143,7 @@ def _worker(config: ExtractConfig, output: str, owner: EncoderId, precision: Pre
         "fingerprint": owner.fingerprint,
         "precision": precision,
         "batch_size": config.batch_size or (64 if config.use_gpu else 1),
-        "with_captions": config.embeddings == "image_text",
+        "with_captions": config.with_captions,
     }
 
 
@@ -153,7 +156,7 @@ def _encode(
     progress = Progress("extract", "images", sum(item.chunk.num_rows for item in missing))
     reports = []
     rows = [item.chunk._asdict() | {"name": item.file.name, "source": item.source} for item in missing]
-    read = partial(read_images, image_size=encoder.image_size, with_captions=config.embeddings == "image_text")
+    read = partial(read_images, image_size=encoder.image_size, with_captions=config.with_captions)
     chunk_bytes = max(item.chunk.num_rows for item in missing) * encoder.image_size**2 * 3
     calls = _CALLS_PER_GPU_WORKER if config.use_gpu else _CALLS_PER_CPU_WORKER
     for report in run_pool(config, rows, read, EncodeChunk, worker, chunk_bytes, calls):
