@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import tempfile
 import time
 from importlib.metadata import version
@@ -31,7 +30,6 @@ from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
 from raycap.train.visible_sharding import VisibleShardingStrategy
 
 TOKENS, EMBED_DIM = 577, 768
-_MEGABYTE = 1024  # ru_maxrss is in KiB
 
 
 def main() -> None:
@@ -65,13 +63,17 @@ def worker(rank: int, count: int, folder: str, arguments: argparse.Namespace) ->
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
     train(VisibleShard(rank, count, 2 * count, 8), arguments, steps=2)  # what any training takes once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_megabytes()
     result = train(VisibleShard(rank, count, TOKENS, EMBED_DIM), arguments, arguments.steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    result["peak_megabytes"] = round((peak - before) / _MEGABYTE)
+    result["peak_megabytes"] = round(peak_megabytes() - before)
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
     distributed.barrier()
     os._exit(0)  # gloo's threads abort now and then when the interpreter takes them down
+
+
+def peak_megabytes() -> float:
+    """Of this process so far, as Linux tells it."""
+    return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def train(shard: VisibleShard, arguments: argparse.Namespace, steps: int) -> dict[str, Any]:

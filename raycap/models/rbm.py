@@ -66,8 +66,8 @@ class RestrictedBoltzmannMachine(nn.Module, ABC):
         """v | h of (..., H): (..., V)."""
 
     @abstractmethod
-    def coupled(self, v: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """What meets the weights: v, or v / sigma^2, of (..., V): (..., V); into ``out``, in its type, if given."""
+    def coupled(self, v: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """What meets the weights: v, or v / sigma^2, of (..., V): (..., V), in ``dtype`` (by default v's)."""
 
     def forward(
         self, v: torch.Tensor, draw_negatives: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
@@ -94,15 +94,15 @@ class RestrictedBoltzmannMachine(nn.Module, ABC):
 
     def hidden_activation(self, v: torch.Tensor) -> torch.Tensor:
         """Input of the hidden units, c + W'v (or its Gaussian kin), of (..., V): (..., H)."""
-        return self.activation_of_coupled(self.coupled(v))
-
-    def activation_of_coupled(self, coupled: torch.Tensor) -> torch.Tensor:
-        """:meth:`hidden_activation` from what :meth:`coupled` gave, cast or not."""
-        return self._affine(coupled, self._product_weight.T, self.hidden_bias)
+        return self.hidden_of_coupled(self.coupled(v), sigmoid=False)
 
     def hidden_probability(self, v: torch.Tensor) -> torch.Tensor:
         """p(h_j = 1 | v) of (..., V): (..., H)."""
-        return torch.sigmoid(self.hidden_activation(v))
+        return self.hidden_of_coupled(self.coupled(v), sigmoid=True)
+
+    def hidden_of_coupled(self, coupled: torch.Tensor, sigmoid: bool) -> torch.Tensor:
+        """:meth:`hidden_activation`, or with ``sigmoid`` :meth:`hidden_probability`, from what :meth:`coupled` gave."""
+        return self._affine(coupled, self._product_weight.T, self.hidden_bias, sigmoid)
 
     def energy(self, v: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
         """E(v, h) of (..., V) and (..., H): (...)."""
@@ -167,7 +167,7 @@ class RestrictedBoltzmannMachine(nn.Module, ABC):
 
     @contextmanager
     def cast_products(self, dtype: torch.dtype) -> Iterator[None]:
-        """Within, products with the weight run in ``dtype``, on one cast copy of it; for no gradients.
+        """Within, parameters must not change; products run in ``dtype``, on one cast copy of the weight; no gradients.
 
         Sums over units, biases and everything given back stay in the type that came in.
         """
@@ -185,11 +185,12 @@ class RestrictedBoltzmannMachine(nn.Module, ABC):
         """b + W h of (..., H): (..., V)."""
         return self._affine(h, self._product_weight, self.visible_bias)
 
-    def _affine(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    def _affine(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, sigmoid: bool = False) -> torch.Tensor:
         if self._cast_weight is not None:
-            return affine(x, weight, bias)
+            return affine(x, weight, bias, sigmoid)
         # Under autocast the product comes out in bf16; what is summed over units stays in the bias's type.
-        return functional.linear(x, weight, bias).to(bias.dtype)
+        sums = functional.linear(x, weight, bias).to(bias.dtype)
+        return torch.sigmoid(sums) if sigmoid else sums
 
 
 class BernoulliRBM(RestrictedBoltzmannMachine):
@@ -208,8 +209,8 @@ class BernoulliRBM(RestrictedBoltzmannMachine):
     def sample_visible(self, h: torch.Tensor, generator: Randomness = None) -> torch.Tensor:
         return toss(self.visible_mean(h), generator)
 
-    def coupled(self, v: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        return v if out is None else out.copy_(v)
+    def coupled(self, v: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return v.to(dtype or v.dtype)
 
     @classmethod
     @torch.no_grad()
@@ -260,6 +261,7 @@ class GaussianBernoulliRBM(RestrictedBoltzmannMachine):
         super().__init__(num_visible, num_hidden)
         if sigma <= 0 or (learn_variance and not 0 < sigma_bounds[0] <= sigma <= sigma_bounds[1]):
             raise ValueError(f"sigma ({sigma}) must be positive and, if learned, within sigma_bounds {sigma_bounds}")
+        self._fixed_variance: torch.Tensor | None = None
         self.learn_variance = learn_variance
         self.sigma_bounds = sigma_bounds
         log_variance = torch.full((num_visible,), 2 * math.log(sigma))
@@ -268,6 +270,8 @@ class GaussianBernoulliRBM(RestrictedBoltzmannMachine):
     @property
     def variance(self) -> torch.Tensor:
         """sigma^2 of each visible unit, (V,)."""
+        if self._fixed_variance is not None:
+            return self._fixed_variance
         if not self.learn_variance:
             return self.log_variance.exp()
         low, high = (2 * math.log(bound) for bound in self.sigma_bounds)
@@ -289,8 +293,19 @@ class GaussianBernoulliRBM(RestrictedBoltzmannMachine):
         mean = self.visible_mean(h)
         return torch.addcmul(mean, normal_like(mean, generator), self.variance.sqrt())
 
-    def coupled(self, v: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        return torch.div(v, self.variance, out=out)
+    def coupled(self, v: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+        if dtype is None or dtype == v.dtype:
+            return v / self.variance
+        return torch.div(v, self.variance, out=torch.empty_like(v, dtype=dtype))  # divided and cast in one pass
+
+    @contextmanager
+    def cast_products(self, dtype: torch.dtype) -> Iterator[None]:
+        self._fixed_variance = self.variance.detach()  # else computed anew at each use
+        try:
+            with super().cast_products(dtype):
+                yield
+        finally:
+            self._fixed_variance = None
 
     @classmethod
     @torch.no_grad()

@@ -3,8 +3,9 @@
     dF/dW = -(v / sigma^2) p'      dF/db = -(v - b) / sigma^2      dF/dc = -p
     dF/dz = -(v - b)^2 / (2 sigma^2) + (v / sigma^2) * (W p)
 
-Both products with the data and the negatives merge into one, [v+; v-]'[p+; -p-]; the second term of
-dF/dz takes no product, because its batch mean is sum_j W_ij G_ij with G the merged one.
+The second term of dF/dz takes no product, because its batch mean is sum_j W_ij G_ij with G the gradient of W.
+The products with the data and with the negatives add up in one place; merged into one of twice the length,
+[v+; v-]'[p+; -p-], they are no faster, and putting their factors side by side is not free.
 """
 
 from __future__ import annotations
@@ -40,37 +41,32 @@ def contrastive_gradient(
         mean of p(h | data), (H,).
     """
     dtype, size = dtype or data.dtype, len(data)
-    visible = torch.empty(2 * size, rbm.num_visible, dtype=dtype, device=data.device)
-    probabilities = data.new_empty(2 * size, rbm.num_hidden)
+    share = -scale / size
     learns_variance = isinstance(rbm, GaussianBernoulliRBM) and "log_variance" in gradients
     # Sums down a column are products with ones, which torch does faster than its own sums, and they are taken at once:
     # after the next product what they read has left the cache.
     ones = data.new_ones(size)
+    new = {"weight": torch.empty_like(gradients["weight"]) if add else gradients["weight"]}
     with rbm.cast_products(dtype):
-        # What meets the weights is cast once, for the activations and for the gradient.
-        activation = rbm.activation_of_coupled(rbm.coupled(data, out=visible[:size]))
-        probability = torch.sigmoid(activation, out=probabilities[:size])
-        activity = ones @ probability
-        visible_sum = ones @ data
+        coupled = rbm.coupled(data, dtype)  # cast once, for the activations and for the gradient
+        probability = rbm.hidden_of_coupled(coupled, sigmoid=True)
+        activity, visible_sum = ones @ probability, ones @ data
         squares = ones @ data.square() if learns_variance else None
         negatives = draw_negatives(data, probability)
         visible_sum -= ones @ negatives
         if squares is not None:
             squares -= ones @ negatives.square()
-        activation = rbm.activation_of_coupled(rbm.coupled(negatives, out=visible[size:]))
-        negative_probability = torch.sigmoid(activation, out=probabilities[size:])
-        hidden_sum = activity - ones @ negative_probability
-        negative_probability.neg_()
-    hidden = probabilities.to(dtype)
-    share = -scale / size
-    new = {"weight": _scaled_product(visible, hidden, share, None if add else gradients["weight"])}
-    new["visible_bias"] = rbm.coupled(visible_sum) * share
-    new["hidden_bias"] = hidden_sum * share
-    if squares is not None:
-        assert isinstance(rbm, GaussianBernoulliRBM)
-        quadratic = squares - 2 * rbm.visible_bias * visible_sum  # of (v - b)^2; b^2 is in both
-        through_weight = (rbm.weight * new["weight"]).sum(1)
-        new["log_variance"] = (quadratic * share / (2 * rbm.variance) - through_weight) * rbm.variance_is_free
+        coupled_negatives = rbm.coupled(negatives, dtype)
+        negative_probability = rbm.hidden_of_coupled(coupled_negatives, sigmoid=True)
+        new["hidden_bias"] = (activity - ones @ negative_probability) * share
+        new["visible_bias"] = rbm.coupled(visible_sum) * share
+        _add_product(new["weight"], coupled_negatives, negative_probability.to(dtype), -share, start=True)
+        _add_product(new["weight"], coupled, probability.to(dtype), share)
+        if squares is not None:
+            assert isinstance(rbm, GaussianBernoulliRBM)
+            quadratic = squares - 2 * rbm.visible_bias * visible_sum  # of (v - b)^2; b^2 is in both
+            through_weight = (rbm.weight * new["weight"]).sum(1)
+            new["log_variance"] = (quadratic * share / (2 * rbm.variance) - through_weight) * rbm.variance_is_free
     for name, gradient in gradients.items():
         if add:
             gradient += new[name]
@@ -79,14 +75,16 @@ def contrastive_gradient(
     return activity / size
 
 
-def _scaled_product(
-    visible: torch.Tensor, hidden: torch.Tensor, scale: float, out: torch.Tensor | None
-) -> torch.Tensor:
-    """``scale`` * visible' hidden in the bias's type, in one pass where the types allow it."""
-    if out is None or out.dtype != visible.dtype:
-        product = visible.T @ hidden
-        return torch.mul(product, scale, out=out if out is not None else torch.empty_like(product, dtype=torch.float))
-    return torch.addmm(out, visible.T, hidden, beta=0, alpha=scale, out=out)
+def _add_product(
+    total: torch.Tensor, visible: torch.Tensor, hidden: torch.Tensor, scale: float, start: bool = False
+) -> None:
+    """Add ``scale`` * visible' hidden to ``total``, or put it there; in one pass where the types allow it."""
+    if total.dtype == visible.dtype:
+        torch.addmm(total, visible.T, hidden, beta=0 if start else 1, alpha=scale, out=total)
+    elif start:
+        torch.mul(visible.T @ hidden, scale, out=total)
+    else:
+        total.add_(visible.T @ hidden, alpha=scale)
 
 
 @torch.no_grad()

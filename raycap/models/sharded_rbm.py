@@ -103,9 +103,10 @@ class ShardedGaussianBernoulliRBM(GaussianBernoulliRBM):
     def visible_energy(self, v: torch.Tensor) -> torch.Tensor:
         return self.shard.sum(super().visible_energy(v))
 
-    def activation_of_coupled(self, coupled: torch.Tensor) -> torch.Tensor:
+    def hidden_of_coupled(self, coupled: torch.Tensor, sigmoid: bool) -> torch.Tensor:
         weight, bias = self._product_weight, self.hidden_bias
-        return self.shard.sum((coupled.to(weight.dtype) @ weight).to(bias.dtype)).add_(bias)
+        sums = self.shard.sum((coupled.to(weight.dtype) @ weight).to(bias.dtype)) + bias
+        return torch.sigmoid(sums) if sigmoid else sums
 
     def sample_visible(self, h: torch.Tensor, generator: Randomness = None) -> torch.Tensor:
         if not isinstance(generator, KeyedGenerator):
