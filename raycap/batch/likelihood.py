@@ -12,6 +12,7 @@ from raycap.batch.annealing import Annealing, anneal
 from raycap.batch.token_likelihood import gaussian_likelihood, held_out, rbm_likelihood
 from raycap.checkpoint import load_rbm_refiner
 from raycap.data.features import open_store
+from raycap.errors import UserError
 from raycap.job import JobConfig
 from raycap.models.partition import MAX_ENUMERATED_UNITS, LogPartition, exact_log_partition
 from raycap.models.randomness import GROUP_ROWS
@@ -67,6 +68,8 @@ def measure_likelihood(config: LikelihoodConfig) -> dict[str, Any]:
     """
     started = time.monotonic()
     refiner, encoder = load_rbm_refiner(config.rbm)
+    if refiner.sees_images:
+        raise UserError(f"rbm = {config.rbm}: is one over images; give one over tokens, whose likelihood this measures")
     store = open_store(config.features, encoder_fingerprint=encoder.fingerprint)
     store.chunks(config.train_split, "train_split")  # refuses a split that is not there
     data = held_out(store, config.split, config.max_tokens, config.seed)

@@ -11,6 +11,7 @@ import torch
 from pydantic import ValidationError
 from tiny import make_store
 
+from raycap.batch.likelihood import LikelihoodConfig, measure_likelihood
 from raycap.batch.refiners import RefinersConfig, make_refiners
 from raycap.checkpoint import load_rbm_refiner, load_refiner
 from raycap.data.features import open_store, read_features
@@ -60,8 +61,11 @@ def test_whole_on_one_worker_both_routes_end_in_the_same_rbm(store: str, tmp_pat
     states = [load_refiner(str(tmp_path / kind / "model")).state_dict() for kind in ("in_place", "ddp")]
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], atol=1e-5), name
+    shared = {"rbm": str(tmp_path / "ddp" / "model"), "features": store, "output": str(tmp_path / "out")}
     with pytest.raises(UserError, match="is one over images; give one over tokens"):
-        make_refiners(RefinersConfig(rbm=str(tmp_path / "ddp" / "model"), features=store, output=str(tmp_path / "r")))
+        make_refiners(RefinersConfig(**shared))
+    with pytest.raises(UserError, match="is one over images; give one over tokens"):
+        measure_likelihood(LikelihoodConfig(**shared))
 
 
 def test_settings_that_do_not_fit_are_refused(store: str, tmp_path: Path) -> None:
