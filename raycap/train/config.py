@@ -128,6 +128,10 @@ class TrainConfig(JobConfig):
     readers_per_worker: int = Field(default=1, ge=0)
     """Ray Data tasks that read and decode ahead of each worker; with 0 it reads by itself, between its steps."""
 
+    data_parts: int | None = Field(default=None, ge=1)
+    """Parts into which the samples are dealt; by default one for each worker. With a number that several numbers of
+    workers divide, each of these sees the same samples in the same steps, if the batches are as large together."""
+
     shuffle_chunks: int = Field(default=8, ge=1)
     """Chunks (of 64 images) that are read together and mixed; more mixes better and takes memory."""
 
@@ -157,9 +161,33 @@ class TrainConfig(JobConfig):
             raise ValueError(f"strategy.kind (deepspeed) needs num_workers ({self.num_workers}) of at least 1")
         if isinstance(self.strategy, InPlace) and not isinstance(self.task, ContrastiveDivergenceTraining):
             raise ValueError(f"strategy.kind (in_place) trains RBMs only, not {self.task.kind}; set it to ddp")
-        if isinstance(self.strategy, InPlace) and self.strategy.shard == "visible_units":
+        if self.spreads_model:
             self._require_images()
         return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> TrainConfig:
+        if self.data_parts is None:
+            return self
+        if self.data_parts % self.data_workers:
+            raise ValueError(f"data_parts ({self.data_parts}) must be a multiple of num_workers ({self.num_workers})")
+        if self.batch_size_per_worker % (self.data_parts // self.data_workers):
+            raise ValueError(
+                f"batch_size_per_worker ({self.batch_size_per_worker}) must be a multiple of the parts of a worker, "
+                f"{self.data_parts // self.data_workers}: data_parts ({self.data_parts}) over num_workers "
+                f"({self.num_workers})"
+            )
+        return self
+
+    @property
+    def spreads_model(self) -> bool:
+        """Whether each worker holds a part of the model and all see the same samples."""
+        return isinstance(self.strategy, InPlace) and self.strategy.shard == "visible_units"
+
+    @property
+    def data_workers(self) -> int:
+        """Workers among which the samples are shared out."""
+        return 1 if self.spreads_model else max(self.num_workers, 1)
 
     def _require_images(self) -> None:
         assert isinstance(self.task, ContrastiveDivergenceTraining)

@@ -23,7 +23,16 @@ from raycap.train.in_place import InPlaceStrategy
 from raycap.train.recipe import HopelessRunError, Recipe, Share
 from raycap.train.state import HISTORY, Place, load_state, save_state
 from raycap.train.strategy import DdpStrategy, DeepSpeedStrategy, Losses, Strategy
-from raycap.train.stream import Batch, BatchStream, Block, Source, batches_per_epoch, plan_epoch
+from raycap.train.stream import (
+    Batch,
+    BatchStream,
+    Block,
+    Plan,
+    Source,
+    batches_per_epoch,
+    plan_epoch,
+    reading_order,
+)
 from raycap.train.visible_sharding import VisibleShardingStrategy
 
 ERROR = "error.json"
@@ -50,8 +59,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
             storage.write_json(storage.join(config.output, ERROR), {"message": str(error)})
 
 
-# Blocks by what the evaluation is called.
-_Evaluations = dict[str, list[Block]]
+# Plans by what the evaluation is called.
+_Evaluations = dict[str, Plan]
 
 
 class Worker:
@@ -77,12 +86,12 @@ class Worker:
         torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // host.local_workers))
         _seed_everything(config.seed)
         self.share = _share(config, self.rank, self.num_workers)
-        first_sample = self.share.data_rank * config.batch_size_per_worker
+        first_sample = self.share.parts.start * self.share.samples_per_part
         self.task = recipe.build_task(config.seed, first_sample, self.share).train().to(self.device)
         self.source: Source = recipe.source(self.task, self.device)
         # The parameters above are the same on every worker; what is drawn from here on must differ.
         _seed_everything(config.seed + 1 + self.rank)
-        sizes = {"num_workers": self.share.data_workers, "batch_size": config.batch_size_per_worker}
+        sizes = {"num_parts": self.share.num_parts, "samples_per_part": self.share.samples_per_part}
         batches = batches_per_epoch(self.source, recipe.train_split, whole=False, **sizes)
         self.steps_per_epoch = batches // config.gradient_accumulation_steps
         self.evaluation_batches = {
@@ -147,13 +156,13 @@ class Worker:
             samples = self.steps_per_epoch * self.config.gradient_accumulation_steps * self.config.batch_size_per_worker
             there = sum(chunk.num_rows for chunk in self.source.chunks(self.recipe.train_split))
             say(
-                f"an epoch: {self.steps_per_epoch:,} steps, {samples * self.share.data_workers:,} of "
+                f"an epoch: {self.steps_per_epoch:,} steps, {samples * self.config.data_workers:,} of "
                 f"{there * self.source.samples_per_row:,} samples (others each time)"
             )
         streams = self._streams()
         while place.epoch < self.config.epochs and not place.stopped:
-            stream, train_blocks, evaluations = next(streams)
-            self._train_epoch(stream, train_blocks)
+            stream, plan, evaluations = next(streams)
+            self._train_epoch(stream, plan)
             place.epoch, place.step_in_epoch = place.epoch + 1, 0
             if evaluations is None:
                 if self._checkpoint_due():
@@ -169,56 +178,52 @@ class Worker:
         if self.progress:
             self.progress.finish()
 
-    def _streams(self) -> Iterator[tuple[BatchStream, list[Block], _Evaluations | None]]:
+    def _streams(self) -> Iterator[tuple[BatchStream, Plan, _Evaluations | None]]:
         """For each epoch to come its stream, which stands at the epoch's blocks: training, then evaluation.
 
         The latter are None where no evaluation is due; a worker whose share of it is empty takes part all the same.
         """
-        config, recipe = self.config, self.recipe
-        rank, num_workers = self.share.data_rank, self.share.data_workers
-        sizes = {"rank": rank, "num_workers": num_workers, "chunks_per_block": config.shuffle_chunks}
+        config, recipe, share = self.config, self.recipe, self.share
+        sizes: dict[str, Any] = {"parts": share.parts, "num_parts": share.num_parts}
+        sizes["chunks_per_block"] = config.shuffle_chunks
         validation = plan_epoch(self.source, recipe.validation_split, seed=config.seed, epoch=0, **sizes)
         evaluations = {"validation": validation}
         if recipe.compares_training:
             # Others than the next epoch begins with, and the same at each evaluation.
             sample = plan_epoch(self.source, recipe.train_split, seed=config.seed + 1, epoch=0, **sizes)
-            evaluations["train_sample"] = sample[: len(validation)]
+            evaluations["train_sample"] = [
+                blocks[: len(shown)] for blocks, shown in zip(sample, validation, strict=True)
+            ]
         epoch = self.place.epoch
+        self._skip = self.place.step_in_epoch * config.gradient_accumulation_steps * share.samples_per_part
+        skip = self._skip
         while epoch < config.epochs:
-            plans: list[tuple[list[Block], _Evaluations | None]] = []
-            while epoch < config.epochs and sum(len(train) for train, _ in plans) < _BLOCKS_PER_PIPELINE:
+            plans: list[tuple[Plan, _Evaluations | None]] = []
+            blocks: list[Block] = []
+            while epoch < config.epochs and len(blocks) < _BLOCKS_PER_PIPELINE:
                 train = plan_epoch(self.source, recipe.train_split, seed=config.seed, epoch=epoch, **sizes)
-                if epoch == self.place.epoch:
-                    train = self._skip_blocks(train)
+                blocks += reading_order(train, share.samples_per_part, skip)
+                skip = 0
                 epoch += 1
                 due = epoch % config.validate_every_epochs == 0 or epoch == config.epochs
                 plans.append((train, evaluations if due else None))
-            blocks = [block for train, after in plans for part in (train, *(after or {}).values()) for block in part]
+                for plan in evaluations.values() if due else ():
+                    blocks += reading_order(plan, share.samples_per_part)
             stream = BatchStream(self.source, blocks, config.readers_per_worker)
             for train, after in plans:
                 yield stream, train, after
 
     def _train_sample_batches(self) -> int:
-        """Batches that the largest share of the training sample fills, at most."""
-        config = self.config
-        chunks = -(-len(self.source.chunks(self.recipe.validation_split)) // self.share.data_workers)
-        chunks = -(-chunks // config.shuffle_chunks) * config.shuffle_chunks
+        """Batches that the largest part of the training sample fills, at most."""
+        chunks = -(-len(self.source.chunks(self.recipe.validation_split)) // self.share.num_parts)
+        chunks = -(-chunks // self.config.shuffle_chunks) * self.config.shuffle_chunks
         largest = max(chunk.num_rows for chunk in self.source.chunks(self.recipe.train_split))
-        return -(-chunks * largest * self.source.samples_per_row // config.batch_size_per_worker)
+        return -(-chunks * largest * self.source.samples_per_row // self.share.samples_per_part)
 
-    def _skip_blocks(self, plan: list[Block]) -> list[Block]:
-        """Leave out the blocks that a resumed epoch has used up; remember the samples used of the next."""
-        batches = self.place.step_in_epoch * self.config.gradient_accumulation_steps
-        self._skip = batches * self.config.batch_size_per_worker
-        while plan and self._skip >= plan[0].num_samples:
-            self._skip -= plan[0].num_samples
-            plan = plan[1:]
-        return plan
-
-    def _train_epoch(self, stream: BatchStream, blocks: list[Block]) -> None:
+    def _train_epoch(self, stream: BatchStream, plan: Plan) -> None:
         config, place = self.config, self.place
         skip, self._skip = self._skip, 0
-        batches = stream.batches(len(blocks), config.batch_size_per_worker, skip=skip)
+        batches = stream.batches(plan, self.share.samples_per_part, skip=skip)
         while place.step_in_epoch < self.steps_per_epoch:
             for part in range(1, config.gradient_accumulation_steps + 1):
                 losses = self.strategy.backward(
@@ -258,17 +263,16 @@ class Worker:
     def _evaluate(self, stream: BatchStream, evaluations: _Evaluations) -> dict[str, float]:
         """Mean losses over each evaluation's data, and their gaps to those over training data."""
         losses = {
-            name: self._mean_losses(stream, blocks, self.evaluation_batches[name])
-            for name, blocks in evaluations.items()
+            name: self._mean_losses(stream, plan, self.evaluation_batches[name]) for name, plan in evaluations.items()
         }
         metrics = {f"{name}_{loss}": value for name, values in losses.items() for loss, value in values.items()}
         for loss, value in losses.get("train_sample", {}).items():
             metrics[f"{loss}_gap"] = losses["validation"][loss] - value
         return metrics
 
-    def _mean_losses(self, stream: BatchStream, blocks: list[Block], num_batches: int) -> dict[str, float]:
+    def _mean_losses(self, stream: BatchStream, plan: Plan, num_batches: int) -> dict[str, float]:
         """Each sample counts once; every worker takes as many steps."""
-        batches = stream.batches(len(blocks), self.config.batch_size_per_worker, shuffle=False)
+        batches = stream.batches(plan, self.share.samples_per_part, shuffle=False)
         sums: dict[str, float] = {}
         count, batch = 0, self._last_batch
         self.task.eval()
@@ -369,9 +373,11 @@ class Worker:
 
 
 def _share(config: TrainConfig, rank: int, num_workers: int) -> Share:
-    if isinstance(config.strategy, InPlace) and config.strategy.shard == "visible_units":
-        return Share(0, 1, model_rank=rank, model_workers=num_workers)
-    return Share(rank, num_workers)
+    num_parts = config.data_parts or config.data_workers
+    of_one = num_parts // config.data_workers
+    first = 0 if config.spreads_model else rank * of_one
+    share = Share(range(first, first + of_one), num_parts, config.batch_size_per_worker // of_one)
+    return share._replace(model_rank=rank, model_workers=num_workers) if config.spreads_model else share
 
 
 def _seed_everything(seed: int) -> None:

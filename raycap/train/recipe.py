@@ -20,10 +20,12 @@ class HopelessRunError(UserError):
 class Share(NamedTuple):
     """What of the work is one worker's."""
 
-    data_rank: int
-    """Which part of the samples it reads."""
-    data_workers: int
-    """Into how many parts they are dealt."""
+    parts: range
+    """Which parts of the samples it reads."""
+    num_parts: int
+    """Into how many they are dealt."""
+    samples_per_part: int
+    """In each batch."""
     model_rank: int | None = None
     """Which part of the model it holds; None where each worker holds all of it."""
     model_workers: int = 1

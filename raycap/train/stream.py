@@ -1,14 +1,16 @@
 """Seeded, seekable streams of training batches, read ahead by Ray Data.
 
-An epoch's chunks are permuted by (seed, epoch), dealt to the workers in turn and read in blocks
-of several chunks; the samples of a block are permuted and cut into batches. The order depends on
-nothing else, so a stream can start at any (epoch, step), reading only the block it falls into.
+An epoch's chunks are permuted by (seed, epoch), dealt to parts in turn and read in blocks of several
+chunks; the samples of a block are permuted and cut into batches. The order depends on nothing else, so a
+stream can start at any (epoch, step), reading only the block it falls into. A worker has one part or several, of
+each of which it takes as many samples into a batch: so the parts, not the workers, make up a step's samples.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -55,70 +57,113 @@ class Block:
     num_samples: int
 
 
+Plan = list[list[Block]]
+"""Of each of a worker's parts the blocks, in order."""
+
+
 def plan_epoch(
-    source: Source, split: str, *, seed: int, epoch: int, rank: int, num_workers: int, chunks_per_block: int
-) -> list[Block]:
-    """The blocks that one worker reads in one epoch, in order."""
+    source: Source, split: str, *, seed: int, epoch: int, parts: range, num_parts: int, chunks_per_block: int
+) -> Plan:
+    """The blocks of some parts of one epoch.
+
+    Args:
+        parts: of them all, ``num_parts``.
+    """
     chunks = source.chunks(split)
     order = np.random.default_rng((seed, epoch)).permutation(len(chunks))
-    mine = [chunks[index] for index in order[rank::num_workers]]
-    groups = [tuple(mine[start : start + chunks_per_block]) for start in range(0, len(mine), chunks_per_block)]
-    return [
-        Block(group, (seed, epoch, rank, index), source.samples_per_row * sum(chunk.num_rows for chunk in group))
-        for index, group in enumerate(groups)
-    ]
+    plan = []
+    for part in parts:
+        mine = [chunks[index] for index in order[part::num_parts]]
+        groups = [tuple(mine[start : start + chunks_per_block]) for start in range(0, len(mine), chunks_per_block)]
+        sizes = [source.samples_per_row * sum(chunk.num_rows for chunk in group) for group in groups]
+        plan.append(
+            [
+                Block(group, (seed, epoch, part, index), size)
+                for index, (group, size) in enumerate(zip(groups, sizes, strict=True))
+            ]
+        )
+    return plan
 
 
-def batches_per_epoch(source: Source, split: str, *, num_workers: int, batch_size: int, whole: bool) -> int:
+def reading_order(plan: Plan, samples_per_part: int, skip: int = 0) -> list[Block]:
+    """The blocks in the order in which :meth:`BatchStream.batches` needs them; arguments as there."""
+    waiting = [deque(_from(blocks, skip)) for blocks in plan]
+    held = [0] * len(plan)
+    order = []
+    while any(waiting):
+        for part, blocks in enumerate(waiting):
+            while held[part] < samples_per_part and blocks:
+                block, skipped = blocks.popleft()
+                order.append(block)
+                held[part] += block.num_samples - skipped
+            held[part] = max(held[part] - samples_per_part, 0)
+    return order
+
+
+def _from(blocks: Sequence[Block], skip: int) -> Iterator[tuple[Block, int]]:
+    """The blocks that hold what comes after ``skip`` samples, each with how many of its own are skipped."""
+    for block in blocks:
+        if skip < block.num_samples:
+            yield block, skip
+        skip = max(skip - block.num_samples, 0)
+
+
+def batches_per_epoch(source: Source, split: str, *, num_parts: int, samples_per_part: int, whole: bool) -> int:
     """Batches that every worker can take from an epoch, or must, to see all of it.
 
     Args:
+        samples_per_part: in a batch.
         whole: the last, smaller batch counts too (validation); else every batch is full.
 
-    Workers share the chunks evenly, but not the rows; in training the smallest share counts, in
-    validation the largest.
+    The parts share the chunks evenly, but not the rows; in training the smallest counts, in validation the largest.
     """
     rows = np.array([chunk.num_rows for chunk in source.chunks(split)])
     if whole:
-        # The order differs by epoch; no worker's share is larger than that of the largest chunks.
-        share = int(np.sort(rows)[::-1][: -(-len(rows) // num_workers)].sum()) * source.samples_per_row
-        return -(-share // batch_size)
-    share = int(np.sort(rows)[: len(rows) // num_workers].sum()) * source.samples_per_row
-    return share // batch_size
+        # The order differs by epoch; no part is larger than that of the largest chunks.
+        share = int(np.sort(rows)[::-1][: -(-len(rows) // num_parts)].sum()) * source.samples_per_row
+        return -(-share // samples_per_part)
+    share = int(np.sort(rows)[: len(rows) // num_parts].sum()) * source.samples_per_row
+    return share // samples_per_part
 
 
 class BatchStream:
-    """Iterates over blocks in plan order and cuts them into batches.
+    """Reads blocks in order and cuts them into batches.
 
     Args:
         source: where the blocks are read.
-        blocks: in order.
+        blocks: of all calls of :meth:`batches` that will come, each by :func:`reading_order`.
         readers: Ray Data tasks that read ahead; 0 reads here, when a block is due.
     """
 
     def __init__(self, source: Source, blocks: Sequence[Block], readers: int) -> None:
         self._source = source
-        self._blocks = blocks
         self._arrays = _read_ahead(source, blocks, readers) if readers else _read_here(source, blocks)
-        self._next = 0
 
-    def batches(self, num_blocks: int, batch_size: int, *, skip: int = 0, shuffle: bool = True) -> Iterator[Batch]:
-        """Batches of the next ``num_blocks`` blocks; samples that fill no batch come last, as a smaller one.
+    def batches(self, plan: Plan, samples_per_part: int, *, skip: int = 0, shuffle: bool = True) -> Iterator[Batch]:
+        """Batches of a plan, the samples of its parts one behind another.
+
+        What fills no batch comes last, as a smaller one; so does what is left of parts after others have ended.
 
         Args:
-            skip: samples left out at the start.
+            samples_per_part: in a batch.
+            skip: samples of each part that are left out at the start.
         """
+        parts = [self._part(blocks, samples_per_part, skip, shuffle) for blocks in plan]
+        while pieces := [piece for piece in (next(part, None) for part in parts) if piece is not None]:
+            if len(pieces) == 1:
+                yield pieces[0]
+            else:
+                yield {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+    def _part(self, blocks: Sequence[Block], batch_size: int, skip: int, shuffle: bool) -> Iterator[Batch]:
         rest: Batch = {}
-        for _ in range(num_blocks):
-            block = self._blocks[self._next]
-            self._next += 1
+        for block, skipped in _from(blocks, skip):
             samples = self._source.to_samples(next(self._arrays))
             if shuffle:
                 order = torch.from_numpy(np.random.default_rng((*block.seed, 1)).permutation(block.num_samples))
                 samples = {name: tensor[order.to(tensor.device)] for name, tensor in samples.items()}
-            if skip:
-                samples = {name: tensor[skip:] for name, tensor in samples.items()}
-                skip = 0
+            if skipped:
+                samples = {name: tensor[skipped:] for name, tensor in samples.items()}
             if rest:
                 samples = {name: torch.cat([rest[name], tensor]) for name, tensor in samples.items()}
             count = len(next(iter(samples.values())))
