@@ -1,7 +1,8 @@
 """Model directories: written whole or not at all, read back with their kind checked.
 
 BLIP lies in transformers' own form (config.json, model.safetensors, tokenizer and image processor
-files), so that ``BlipForConditionalGeneration.from_pretrained`` reads it too. An RBM refiner:
+files), so that ``BlipForConditionalGeneration.from_pretrained`` reads it too, and a CLIP is read from that form.
+An RBM refiner:
 
     config.json         model_type, sizes, sigma, and which encoder its data came from
     model.safetensors   weight, biases, log_variance, mean, scale; of an RBM whose visible units were spread
@@ -13,19 +14,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer, BlipConfig, BlipForConditionalGeneration
+from transformers import AutoTokenizer, BlipConfig, BlipForConditionalGeneration, CLIPConfig, CLIPModel
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import logging as transformers_logging
 
 from raycap import storage
 from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, join_blip, split_blip
+from raycap.models.clip import ClipImageEncoder, ClipTextEncoder, split_clip
 from raycap.models.controls import LinearRefiner, NoiseRefiner
 from raycap.models.hidden_projection import HiddenProjectionRefiner
 from raycap.models.rbm import GaussianBernoulliRBM
@@ -39,6 +43,7 @@ _MODEL_TYPES: dict[type[nn.Module], str] = {
     NoiseRefiner: "noise_refiner",
     HiddenProjectionRefiner: "hidden_projection_refiner",
 }
+LoadedT = TypeVar("LoadedT")
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _OF_VISIBLE_UNITS = {"weight", "visible_bias", "log_variance"}
@@ -101,30 +106,59 @@ def load_blip(source: str, field: str = "model") -> tuple[BlipImageEncoder, Blip
         UserError: nothing there, or another model.
     """
     read_blip_config(source, field)
-    if _is_directory(source):
-        with storage.local_directory(source) as directory:
-            return _load_blip(str(directory))
-    try:
-        return _load_blip(source)
-    except OSError as error:
-        raise _not_on_hub(source, field, error) from None
+    return _load_pretrained(source, field, _load_blip)
 
 
 def read_blip_config(source: str, field: str = "model") -> BlipConfig:
     """Sizes of a BLIP, without loading its weights; arguments and errors as of :func:`load_blip`."""
+    return BlipConfig.from_dict(_read_pretrained_config(source, field, BlipConfig))
+
+
+def load_clip(source: str, field: str = "clip") -> tuple[ClipImageEncoder, ClipTextEncoder]:
+    """Load CLIP as its two halves; arguments, state and errors as of :func:`load_blip`."""
+    _read_pretrained_config(source, field, CLIPConfig)
+    image_encoder, text_encoder = _load_pretrained(source, field, _load_clip)
+    num_tokens, vocab_size = len(text_encoder.tokenizer), text_encoder.text_model.config.vocab_size
+    # Where the tokenizer's files are missing, transformers makes one of three tokens without a word.
+    if num_tokens != vocab_size:
+        raise UserError(
+            f"{field} = {source}: its tokenizer has {num_tokens} tokens, its model {vocab_size}; save the model's own "
+            "CLIPProcessor beside it"
+        )
+    return image_encoder, text_encoder
+
+
+def _read_pretrained_config(source: str, field: str, kind: type[BlipConfig | CLIPConfig]) -> dict[str, Any]:
+    name = kind.model_type.upper()
     if _is_directory(source):
         config = _read_config(source, field)
-        if config["model_type"] != "blip":
-            raise UserError(
-                f"{field} = {source}: holds a {config['model_type']}, not a BLIP; give a BLIP model directory"
-            )
-        return BlipConfig.from_dict(config)
-    if source.startswith(("/", ".", "~")) or source.count("/") != 1:
-        raise UserError(f"{field} = {source}: no such directory; give a BLIP directory, s3:// prefix or hub name")
-    try:
-        return BlipConfig.from_pretrained(source)
-    except OSError as error:
-        raise _not_on_hub(source, field, error) from None
+    elif source.startswith(("/", ".", "~")) or source.count("/") != 1:
+        raise UserError(f"{field} = {source}: no such directory; give a {name} directory, s3:// prefix or hub name")
+    else:
+        try:
+            config = kind.get_config_dict(source)[0]
+        except OSError as error:
+            raise _not_on_hub(source, field, error) from None
+    if config.get("model_type") != kind.model_type:
+        raise UserError(
+            f"{field} = {source}: holds a {config.get('model_type')}, not a {name}; give a {name} model directory"
+        )
+    return config
+
+
+def _load_pretrained(source: str, field: str, load: Callable[[str], LoadedT]) -> LoadedT:
+    transformers_logging.disable_progress_bar()
+    if not _is_directory(source):
+        try:
+            return load(source)
+        except OSError as error:
+            raise _not_on_hub(source, field, error) from None
+    with storage.local_directory(source) as directory:
+        try:
+            return load(str(directory))
+        except OSError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{field} = {source}: not whole ({reason}); save model and processor there") from None
 
 
 def _is_directory(source: str) -> bool:
@@ -137,12 +171,19 @@ def _not_on_hub(source: str, field: str, error: OSError) -> UserError:
 
 
 def _load_blip(source: str) -> tuple[BlipImageEncoder, BlipCaptionDecoder]:
-    transformers_logging.disable_progress_bar()
     model = BlipForConditionalGeneration.from_pretrained(source, dtype=torch.float32).eval()
     processor = BlipImageProcessorPil.from_pretrained(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     encoder, decoder = split_blip(model, tokenizer, processor.image_mean, processor.image_std)
     return encoder.eval(), decoder.eval()
+
+
+def _load_clip(source: str) -> tuple[ClipImageEncoder, ClipTextEncoder]:
+    model = CLIPModel.from_pretrained(source, dtype=torch.float32).eval()
+    image_encoder, text_encoder = split_clip(
+        model, CLIPImageProcessorPil.from_pretrained(source), AutoTokenizer.from_pretrained(source)
+    )
+    return image_encoder.eval(), text_encoder.eval()
 
 
 def save_refiner(directory: Path, refiner: Refiner, encoder: EncoderId) -> None:

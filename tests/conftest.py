@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a tiny BLIP, rows of real images, a Ray cluster."""
+"""Fixtures that several test files share: a tiny BLIP, a tiny CLIP, rows of real images, a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny import CAPTIONS, TINY, make_rows
+from tiny import CAPTIONS, TINY, make_clip, make_rows
 
 from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, save_blip, save_refiner
 from raycap.data.text import train_wordpiece
@@ -48,6 +48,12 @@ def tiny_rbm(tiny_blip: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     refiner = RbmRefiner(rbm, torch.zeros(16), torch.ones(16))
     save_refiner(directory, refiner, EncoderId(tiny_blip, encoder_fingerprint(encoder)))
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Directory of a random CLIP."""
+    return make_clip(tmp_path_factory.mktemp("models") / "clip")
 
 
 @pytest.fixture(scope="session")

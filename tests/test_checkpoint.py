@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BlipForConditionalGeneration
+from transformers import BlipForConditionalGeneration, CLIPConfig
 
 from raycap.checkpoint import (
     EncoderId,
     encoder_fingerprint,
     load_blip,
+    load_clip,
     load_refiner,
     publish,
     save_blip,
@@ -68,6 +69,39 @@ def test_models_of_another_kind_are_refused(tiny_blip: str, tiny_rbm: str) -> No
 def test_a_path_that_is_none_is_told_from_a_hub_name() -> None:
     with pytest.raises(UserError, match="model = ./nothing: no such directory"):
         load_blip("./nothing")
+
+
+@pytest.mark.parametrize(
+    ("removed", "message"),
+    [
+        ("config.json", "no model there .config.json is missing"),
+        ("model.safetensors", "not whole .*model.safetensors.*; save model and processor there"),
+        ("processor_config.json", "not whole .*image processor.*; save model and processor there"),
+        ("tokenizer*", "its tokenizer has . tokens, its model 514; save the model's own CLIPProcessor beside it"),
+    ],
+)
+def test_a_clip_of_which_a_file_is_missing_is_refused_in_one_line(
+    removed: str, message: str, tiny_clip: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_clip, tmp_path / "clip")
+    load_clip(str(tmp_path / "clip"))
+    for path in (tmp_path / "clip").glob(removed):
+        path.unlink()
+    with pytest.raises(UserError, match=f"a.clip = .*clip: {message}") as caught:
+        load_clip(str(tmp_path / "clip"), "a.clip")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_clip_is_refused(tiny_blip: str, tiny_clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="clip = ./nothing: no such directory; give a CLIP directory, s3:// prefix or"):
+        load_clip("./nothing")
+    with pytest.raises(UserError, match="clip = .*: holds a blip, not a CLIP; give a CLIP model directory"):
+        load_clip(tiny_blip)
+    with pytest.raises(UserError, match="model = .*: holds a clip, not a BLIP; give a BLIP model directory"):
+        load_blip(tiny_clip)
+    monkeypatch.setattr(CLIPConfig, "get_config_dict", lambda source: ({"model_type": "blip"}, {}))
+    with pytest.raises(UserError, match="clip = some/blip: holds a blip, not a CLIP"):
+        load_clip("some/blip")
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
+from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from raycap.data.features import FeatureFile, claim_store, finish_store, write_features
 from raycap.data.rows import SCHEMA, write_manifest, write_rows
@@ -47,6 +52,31 @@ def make_rows(uri: str, num_train: int = 200, num_dev: int = 40) -> str:
         first += count
     write_manifest(uri, files)
     return uri
+
+
+def make_clip(directory: Path) -> str:
+    """Write a random CLIP of 24 px images, as transformers saves it; each letter is a token of its own."""
+    torch.manual_seed(2)
+    letters = list(bytes_to_unicode().values())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"bos_token_id": len(vocab) - 2, "eos_token_id": len(vocab) - 1, "pad_token_id": len(vocab) - 1}
+    config = CLIPConfig(
+        text_config=tower | {"vocab_size": len(vocab)} | special,
+        vision_config=tower | {"image_size": 24, "patch_size": 8},
+        projection_dim=8,
+    )
+    model = CLIPModel(config)
+    # Larger weights tell texts apart, and images.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.5)
+    model.save_pretrained(directory)
+    image_processor = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
+    CLIPProcessor(image_processor, CLIPTokenizer(vocab, [], model_max_length=77)).save_pretrained(directory)
+    return str(directory)
 
 
 def make_store(uri: str, num_train: int = 150, num_dev: int = 60, seed: int = 0, fingerprint: str = "0" * 16) -> str:
