@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from raycap.checkpoint import EncoderId, Refiner, encoder_fingerprint, load_blip, load_refiner, pair_id
+from raycap.checkpoint import EncoderId, Refiner, encoder_fingerprint, load_blip, load_clip, load_refiner, pair_id
 from raycap.config import Config
 from raycap.data.images import resize_image
 from raycap.data.text import encode_captions
 from raycap.hardware import Precision, default_device
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, Decoding
+from raycap.models.clip import ClipImageEncoder
 from raycap.models.joint import score_captions
 from raycap.rerank import Rerank, Reranker
 
@@ -76,6 +77,15 @@ class RefinerStage:
         return self.refiner(image_embeds, gate=refinement.gate, passes=refinement.passes)
 
 
+def load_clip_image_encoder(clip: str, field: str = "rerank.clip") -> ClipImageEncoder:
+    """What makes, where the pixels are, the image_features that a reranker with this CLIP needs; on the device.
+
+    Raises:
+        UserError: there is no such CLIP; ``field`` names the setting.
+    """
+    return load_clip(clip, field)[0].to(default_device())
+
+
 class DecoderStage:
     """Embeddings to captions, on the device.
 
@@ -89,11 +99,18 @@ class DecoderStage:
         self.dtype = precision.dtype(self.device)
         self.decoder = decoder.to(self.device, self.dtype)
 
-    def __call__(self, image_embeds: torch.Tensor, decoding: Decoding, reranker: Reranker | None = None) -> list[str]:
-        """(B, N, D) of any float type, on any device, to B captions; a reranker chooses each among several."""
+    def __call__(
+        self,
+        image_embeds: torch.Tensor,
+        decoding: Decoding,
+        reranker: Reranker | None = None,
+        image_features: torch.Tensor | None = None,
+    ) -> list[str]:
+        """(B, N, D) of any float type, on any device, to B captions; a reranker chooses each among several, and one
+        with a CLIP needs its (B, E) of the images."""
         image_embeds = image_embeds.to(self.device, self.dtype)
         if reranker is not None:
-            return reranker(self.decoder, image_embeds, decoding)
+            return reranker(self.decoder, image_embeds, decoding, image_features)
         return self.decoder.generate(image_embeds, decoding)
 
     def embed(self, image_embeds: torch.Tensor, captions: Sequence[Sequence[str]]) -> torch.Tensor:
@@ -123,6 +140,7 @@ class CaptionPredictor:
         encoder, decoder: of the same BLIP.
         refiner: None for plain BLIP.
         reranker: None for the search's own best.
+        clip: for a reranker with a CLIP, the half that reads images.
     """
 
     def __init__(
@@ -131,8 +149,10 @@ class CaptionPredictor:
         refiner: RefinerStage | None,
         decoder: DecoderStage,
         reranker: Reranker | None = None,
+        clip: ClipImageEncoder | None = None,
     ) -> None:
-        self.encoder, self.refiner, self.decoder, self.reranker = encoder, refiner, decoder, reranker
+        self.encoder, self.refiner, self.decoder = encoder, refiner, decoder
+        self.reranker, self.clip = reranker, clip
 
     @classmethod
     def from_pretrained(
@@ -152,7 +172,8 @@ class CaptionPredictor:
         reranker = Reranker(rerank, pair_id(model, blip_encoder, blip_decoder)) if rerank is not None else None
         encoder = EncoderStage(blip_encoder, model, precision)
         refiner = RefinerStage(rbm, encoder.id) if rbm is not None else None
-        return cls(encoder, refiner, DecoderStage(blip_decoder, precision), reranker)
+        clip = load_clip_image_encoder(rerank.clip) if rerank is not None and rerank.clip is not None else None
+        return cls(encoder, refiner, DecoderStage(blip_decoder, precision), reranker, clip)
 
     def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
         """RGB images to (B, H, W, 3) uint8 at the encoder's size."""
@@ -168,13 +189,20 @@ class CaptionPredictor:
             return image_embeds
         return self.refiner(image_embeds, refinement)
 
-    def decode(self, image_embeds: torch.Tensor, decoding: Decoding) -> list[str]:
+    def describe(self, images: np.ndarray) -> torch.Tensor | None:
+        """(B, H, W, 3) uint8 to CLIP's image_features (B, E), which :meth:`decode` then needs; None without a CLIP."""
+        return None if self.clip is None else self.clip(images)
+
+    def decode(
+        self, image_embeds: torch.Tensor, decoding: Decoding, image_features: torch.Tensor | None = None
+    ) -> list[str]:
         """(B, N, D) to B captions."""
-        return self.decoder(image_embeds, decoding, self.reranker)
+        return self.decoder(image_embeds, decoding, self.reranker, image_features)
 
     def caption(
         self, images: Sequence[Image.Image], decoding: Decoding | None = None, refinement: Refinement | None = None
     ) -> list[str]:
         """RGB images to captions, in one batch."""
-        image_embeds = self.encode(self.preprocess(images))
-        return self.decode(self.refine(image_embeds, refinement or Refinement()), decoding or Decoding())
+        pixels = self.preprocess(images)
+        image_embeds = self.refine(self.encode(pixels), refinement or Refinement())
+        return self.decode(image_embeds, decoding or Decoding(), self.describe(pixels))

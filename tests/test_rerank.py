@@ -1,4 +1,5 @@
-"""Re-ranking: weights of 0 take the most probable candidate, an RBM can turn the choice, a wrong RBM is refused."""
+"""Re-ranking: weights of 0 take the most probable candidate, an RBM or a CLIP can turn the choice, a wrong one is
+refused."""
 
 from __future__ import annotations
 
@@ -10,15 +11,17 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from tiny import png
+from transformers import CLIPModel, CLIPProcessor
 
 from raycap.checkpoint import EncoderId, load_blip, pair_id, save_refiner
 from raycap.errors import UserError
 from raycap.models.blip import Decoding
+from raycap.models.clip import ClipImageEncoder, ClipTextEncoder
 from raycap.models.joint import score_captions
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 from raycap.predictor import CaptionPredictor
-from raycap.rerank import Rerank, Reranker
+from raycap.rerank import Candidate, Rerank, Reranker
 
 BEAM = Decoding(max_new_tokens=8, num_beams=4)
 DRAWS = Decoding(max_new_tokens=3, do_sample=True, temperature=0.3, seed=3)
@@ -116,6 +119,83 @@ def test_a_choice_does_not_depend_on_its_batch(
     assert together != plain.decoder(image_embeds, BEAM, Reranker(Rerank(num_candidates=4)))
 
 
+@pytest.fixture(scope="module")
+def with_clip(tiny_blip: str, tiny_clip: str) -> CaptionPredictor:
+    return CaptionPredictor.from_pretrained(tiny_blip, rerank=Rerank(num_candidates=4, clip=tiny_clip, clip_weight=9))
+
+
+def propose(predictor: CaptionPredictor, images: list[Image.Image]) -> list[list[Candidate]]:
+    assert predictor.reranker is not None
+    pixels = predictor.preprocess(images)
+    decoder = predictor.decoder.decoder
+    return predictor.reranker.propose(decoder, predictor.encode(pixels), BEAM, predictor.describe(pixels))
+
+
+def test_a_clip_score_is_the_cosine_that_transformers_finds(
+    with_clip: CaptionPredictor, tiny_clip: str, images: list[Image.Image]
+) -> None:
+    model, processor = CLIPModel.from_pretrained(tiny_clip).eval(), CLIPProcessor.from_pretrained(tiny_clip)
+    seen, scores = with_clip.preprocess(images), []
+    for pixels, candidates in zip(seen, propose(with_clip, images), strict=True):
+        texts = [candidate.caption for candidate in candidates]
+        inputs = processor(text=texts, images=Image.fromarray(pixels), padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            cosines = model(**inputs).logits_per_image[0] / model.logit_scale.exp()
+        assert [candidate.clip_score for candidate in candidates] == pytest.approx(cosines.tolist(), abs=1e-5)
+        scores += cosines.tolist()
+    assert max(scores) - min(scores) > 0.2, "scores that are all alike prove nothing"
+
+
+def test_the_weight_at_which_two_candidates_tie_is_where_a_clip_turns_the_choice(
+    with_clip: CaptionPredictor, tiny_clip: str, images: list[Image.Image]
+) -> None:
+    pixels = with_clip.preprocess(images)
+    image_embeds, image_features = with_clip.encode(pixels), with_clip.describe(pixels)
+    turned = 0
+    for index, candidates in enumerate(propose(with_clip, images)):
+        first, second = candidates[:2]
+        tie = (first.log_probability - second.log_probability) / (second.clip_score - first.clip_score)
+        chosen = []
+        for weight in (0.99 * tie, 1.01 * tie):
+            reranker = Reranker(Rerank(num_candidates=2, clip=tiny_clip, clip_weight=weight))
+            one = slice(index, index + 1)
+            chosen += with_clip.decoder(image_embeds[one], BEAM, reranker, image_features[one])
+        turned += chosen == [first.caption, second.caption]
+    assert turned == len(images)
+
+
+def test_batch_mates_change_no_clip_score(with_clip: CaptionPredictor, images: list[Image.Image]) -> None:
+    together = propose(with_clip, images)
+    for image, candidates in zip(images, together, strict=True):
+        (alone,) = propose(with_clip, [image])
+        assert [candidate.caption for candidate in alone] == [candidate.caption for candidate in candidates]
+        scores = [candidate.clip_score for candidate in candidates]
+        assert [candidate.clip_score for candidate in alone] == pytest.approx(scores, abs=1e-5)
+    assert [with_clip.caption([image], BEAM)[0] for image in images] == with_clip.caption(images, BEAM)
+
+
+def test_a_clip_reads_each_image_once_and_all_candidates_at_once(
+    with_clip: CaptionPredictor, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[type, int]] = []
+    for kind in (ClipImageEncoder, ClipTextEncoder):
+
+        def forward(self, batch, kind=kind, original=kind.forward):  # type: ignore[no-untyped-def]
+            read.append((kind, len(batch)))
+            return original(self, batch)
+
+        monkeypatch.setattr(kind, "forward", forward)
+    with_clip.caption(images, BEAM)
+    assert read == [(ClipImageEncoder, 6), (ClipTextEncoder, 6 * 4)]
+
+
+def test_a_clip_that_is_not_there_is_refused_in_one_line(tiny_blip: str, tiny_rbm: str) -> None:
+    for clip, message in (("./nothing", "no such directory; give a CLIP"), (tiny_rbm, "holds a gaussian_bernoulli")):
+        with pytest.raises(UserError, match=f"rerank.clip = {clip}: {message}") as caught:
+            CaptionPredictor.from_pretrained(tiny_blip, rerank=Rerank(clip_weight=1, clip=clip))
+        assert "\n" not in str(caught.value)
+
+
 def test_an_rbm_of_the_wrong_kind_is_refused_in_one_line_either_way(
     tiny_blip: str, tiny_rbm: str, tmp_path: Path
 ) -> None:
@@ -145,6 +225,8 @@ def test_the_pair_s_id_knows_both_halves_and_the_vocabulary(tiny_blip: str) -> N
 def test_what_does_not_fit_is_refused_with_its_remedy() -> None:
     with pytest.raises(ValidationError, match=r"free_energy_weight \(0.5\) needs an RBM; set rbm, or weigh it 0"):
         Rerank(free_energy_weight=0.5)
+    with pytest.raises(ValidationError, match=r"clip_weight \(0.5\) needs a CLIP; set clip, or weigh it 0"):
+        Rerank(clip_weight=0.5)
     with pytest.raises(UserError, match=r"decoding.num_beams = 4: gives no 5 candidates; set at least 5, or 1 with"):
         Rerank().require_candidates(BEAM)
     Rerank().require_candidates(DRAWS)

@@ -15,7 +15,7 @@ from raycap.data.corruptions import Corruption
 from raycap.hardware import Precision
 from raycap.models.blip import Decoding
 from raycap.models.refiner import RbmRefiner
-from raycap.predictor import CaptionPredictor, Refinement, RefinerStage
+from raycap.predictor import CaptionPredictor, Refinement, RefinerStage, load_clip_image_encoder
 from raycap.rerank import Rerank, Reranker
 
 
@@ -57,7 +57,7 @@ def read_batch(row: dict[str, Any], *, image_size: int, corruptions: Sequence[Co
 
 
 class CaptionBatch:
-    """Captions a batch once with each variant, its embeddings made once for all; an actor of the pool.
+    """Captions a batch once with each variant, BLIP's and CLIP's embeddings made once for all; an actor of the pool.
 
     Args:
         model: BLIP directory, s3:// prefix or hub name.
@@ -83,6 +83,8 @@ class CaptionBatch:
         encoder = self.predictor.encoder.id
         self.refiners = {name: RefinerStage(source, encoder) for name, source in refiners.items()}
         self.rerankers: dict[str | None, Reranker] = {name: Reranker(given) for name, given in rerankers.items()}
+        clips = {given.clip for given in rerankers.values() if given.clip is not None}
+        self.clips = {clip: load_clip_image_encoder(clip) for clip in clips}
         self.ready_at = time.time()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -91,7 +93,9 @@ class CaptionBatch:
         if row["error"]:
             return {"result": "", "error": row["error"]}
         # Copied, because Ray's memory is read-only, which torch has no notion of.
-        image_embeds = self.predictor.encode(row["images"].copy())
+        images = row["images"].copy()
+        image_embeds = self.predictor.encode(images)
+        features: dict[str | None, torch.Tensor] = {name: clip(images) for name, clip in self.clips.items()}
         captions, free_energies = {}, {}
         for variant in self.variants:
             stage = self.refiners.get(variant.refiner)
@@ -103,7 +107,8 @@ class CaptionBatch:
             else:
                 refined = stage(image_embeds, variant)
             reranker = self.rerankers.get(variant.rerank)
-            captions[variant.name] = self.predictor.decoder(refined, self.decoding, reranker)
+            image_features = features.get(reranker.settings.clip) if reranker is not None else None
+            captions[variant.name] = self.predictor.decoder(refined, self.decoding, reranker, image_features)
         result = {
             "corruption": row["corruption"],
             "image_ids": list(row["image_ids"]),

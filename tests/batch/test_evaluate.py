@@ -149,11 +149,14 @@ def test_a_variant_chooses_its_refiner_and_free_energy_never_rises(place: Path, 
 
 
 @pytest.mark.integration
-def test_a_variant_that_re_ranks_gives_the_captions_of_the_predictor(place: Path, cluster: None) -> None:
+def test_a_variant_that_re_ranks_gives_the_captions_of_the_predictor(
+    place: Path, tiny_clip: str, cluster: None
+) -> None:
     decoding = {"max_new_tokens": 8, "num_beams": 3}
     rerankers = {
         "probable": {"num_candidates": 3, "length_normalised": True},
         "joint": {"num_candidates": 3, "free_energy_weight": 1.0, "rbm": str(place / "joint_rbm")},
+        "clip": {"num_candidates": 3, "clip_weight": 100.0, "clip": tiny_clip},
     }
     variants = [{"name": "plain", "gate": 0}, *({"name": name, "gate": 0, "rerank": name} for name in rerankers)]
     variants.append({"name": "both", "rerank": "joint"})
@@ -171,7 +174,7 @@ def test_a_variant_that_re_ranks_gives_the_captions_of_the_predictor(place: Path
         predictor = CaptionPredictor.from_pretrained(config.model, config.rbm, Precision.FP32, rerank)
         assert found[f"{variant.name}-clean"] == predictor.caption(images, config.decoding, variant), variant.name
     assert found["probable-clean"] == found["plain-clean"]
-    assert len({json.dumps(captions) for captions in found.values()}) == 3, "the case shows nothing"
+    assert len({json.dumps(captions) for captions in found.values()}) == 4, "the case shows nothing"
 
 
 @pytest.mark.integration
@@ -213,6 +216,10 @@ def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(place: Path,
         (
             {"rerankers": {"a": {"num_candidates": 1, "rbm": str(place / "rbm")}}},
             "rerankers.a.rbm = .*: trained on embeddings of encoder blip .*, not of .*image and caption",
+        ),
+        (
+            {"rerankers": {"a": {"num_candidates": 1, "clip": str(place / "blip")}}},
+            "rerankers.a.clip = .*: holds a blip, not a CLIP; give a CLIP model directory",
         ),
         ({"rbm": str(place / "joint_rbm")}, "rbm = .*: trained on embeddings of encoder .*image and caption.*, not of"),
         ({"num_workers": 99}, "num_workers = 99: .* CPUs of one node"),
