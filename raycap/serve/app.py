@@ -38,7 +38,7 @@ def build(args: CaptionArgs) -> Application:
 
     info = ModelInfo(id=args.name, refined=rbm is not None, image_size=image_size)
     encoder = serve.deployment(name="encoder", **args.encoder.deployment_options())(Encoder).bind(
-        model, rbm, args.precision, args.encoder
+        model, rbm, rerank.clip if rerank is not None else None, args.precision, args.encoder
     )
     refiner = None
     if rbm is not None:

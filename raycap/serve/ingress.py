@@ -57,10 +57,10 @@ class CaptionIngress:
     async def caption(self, pixels: np.ndarray) -> str:
         """(H, W, 3) uint8 to its caption."""
         # A response handed on unawaited travels as a reference: the next stage fetches the value itself.
-        image_embeds: Any = self.encoder.remote(pixels)
+        encoded: Any = self.encoder.remote(pixels)
         if self.refiner is not None:
-            image_embeds = self.refiner.remote(image_embeds)
-        caption: str = await self.decoder.remote(image_embeds)
+            encoded = self.refiner.remote(encoded)
+        caption: str = await self.decoder.remote(encoded)
         return caption
 
     def __serve_build_asgi_app__(self) -> FastAPI:

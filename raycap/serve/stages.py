@@ -1,12 +1,12 @@
 """The predictor's three stages as Serve deployments, with batches made from concurrent requests.
 
-Between them travel image embeddings (N, D) as float16 NumPy arrays: half the bytes of float32, and
-BLIP's last layer normalises them to far within float16's range. bfloat16 has no NumPy type.
+Between them travel image embeddings as float16 NumPy arrays: half the bytes of float32, and BLIP's last layer
+normalises them to far within float16's range. bfloat16 has no NumPy type.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +15,22 @@ from ray import serve
 from raycap.checkpoint import load_blip, load_refiner, pair_id
 from raycap.hardware import Precision
 from raycap.models.blip import Decoding
-from raycap.predictor import DecoderStage, EncoderStage, Refinement, RefinerStage
+from raycap.predictor import DecoderStage, EncoderStage, Refinement, RefinerStage, load_clip_image_encoder
 from raycap.rerank import Rerank, Reranker
 from raycap.serve.config import BatchedStageOptions, StageOptions
 
 InputT = TypeVar("InputT")
 OutputT = TypeVar("OutputT")
+
+
+class Encoded(NamedTuple):
+    """What the decoder is to know of an image."""
+
+    image_embeds: np.ndarray
+    """(N, D) float16."""
+
+    image_features: np.ndarray | None
+    """CLIP's, (E,) float32, if one re-ranks."""
 
 
 class Encoder:
@@ -29,20 +39,27 @@ class Encoder:
     Args:
         rbm: the refiner that follows; one that was trained on another encoder is refused here, where
             the encoder's weights are at hand.
+        clip: the CLIP that re-ranks; its half that reads images works here.
     """
 
-    def __init__(self, model: str, rbm: str | None, precision: Precision, options: BatchedStageOptions) -> None:
+    def __init__(
+        self, model: str, rbm: str | None, clip: str | None, precision: Precision, options: BatchedStageOptions
+    ) -> None:
         _limit_threads(options)
         self.stage = EncoderStage.from_pretrained(model, precision)
         if rbm is not None:
             load_refiner(rbm, self.stage.id)
+        self.clip = load_clip_image_encoder(clip, "args.rerank.clip") if clip is not None else None
         self.encode = _batched(self.encode_batch, options)
 
-    def encode_batch(self, images: list[np.ndarray]) -> list[np.ndarray]:
-        """(H, W, 3) uint8 each to (N, D) float16 each."""
-        return list(_to_wire(self.stage(np.stack(images))))
+    def encode_batch(self, images: list[np.ndarray]) -> list[Encoded]:
+        """(H, W, 3) uint8 each."""
+        pixels = np.stack(images)
+        image_embeds = _to_wire(self.stage(pixels))
+        image_features = [None] * len(images) if self.clip is None else self.clip(pixels).cpu().numpy()
+        return [Encoded(*of_image) for of_image in zip(image_embeds, image_features, strict=True)]
 
-    async def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    async def __call__(self, pixels: np.ndarray) -> Encoded:
         return await self.encode(pixels)
 
 
@@ -53,12 +70,13 @@ class Refiner:
         _limit_threads(options)
         self.stage, self.refinement = RefinerStage(rbm), refinement
 
-    def refine(self, image_embeds: np.ndarray) -> np.ndarray:
-        """(N, D) float16 to the same."""
-        return _to_wire(self.stage(_from_wire([image_embeds]), self.refinement))[0]
+    def refine(self, encoded: Encoded) -> Encoded:
+        """CLIP's features stay as they are."""
+        image_embeds = self.stage(_from_wire([encoded.image_embeds]), self.refinement)
+        return encoded._replace(image_embeds=_to_wire(image_embeds)[0])
 
-    async def __call__(self, image_embeds: np.ndarray) -> np.ndarray:
-        return await asyncio.to_thread(self.refine, image_embeds)
+    async def __call__(self, encoded: Encoded) -> Encoded:
+        return await asyncio.to_thread(self.refine, encoded)
 
 
 class Decoder:
@@ -86,21 +104,23 @@ class Decoder:
         self.stage.decoder.require_room(decoding, "args.decoding")
         self.decode = _batched(self.decode_batch, options)
 
-    def decode_batch(self, image_embeds: list[np.ndarray]) -> list[str]:
-        """(N, D) float16 each to a caption each."""
-        return self.stage(_from_wire(image_embeds), self.decoding, self.reranker)
+    def decode_batch(self, encoded: list[Encoded]) -> list[str]:
+        """To a caption each."""
+        image_embeds = _from_wire([of_image.image_embeds for of_image in encoded])
+        features = [of_image.image_features for of_image in encoded if of_image.image_features is not None]
+        return self.stage(image_embeds, self.decoding, self.reranker, _from_wire(features) if features else None)
 
-    async def __call__(self, image_embeds: np.ndarray) -> str:
-        return await self.decode(image_embeds)
+    async def __call__(self, encoded: Encoded) -> str:
+        return await self.decode(encoded)
 
 
 def _to_wire(image_embeds: torch.Tensor) -> np.ndarray:
     return image_embeds.half().cpu().numpy()
 
 
-def _from_wire(image_embeds: list[np.ndarray]) -> torch.Tensor:
+def _from_wire(arrays: list[np.ndarray]) -> torch.Tensor:
     # Stacking copies, which it must: arrays out of Ray's object store are read-only.
-    return torch.from_numpy(np.stack(image_embeds))  # (B, N, D)
+    return torch.from_numpy(np.stack(arrays))  # (B, ...)
 
 
 def _batched(

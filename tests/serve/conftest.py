@@ -57,9 +57,9 @@ def predicted(models, files):
         predictor = CaptionPredictor.from_pretrained(str(models / "demo/blip/model"), rbm, rerank=rerank)
         captions = []
         for file in files:
-            embeds = predictor.encode(predictor.preprocess([decode_image(file)])).half()
-            refined = predictor.refine(embeds, Refinement()).half()
-            captions += predictor.decode(refined, decoding)
+            pixels = predictor.preprocess([decode_image(file)])
+            refined = predictor.refine(predictor.encode(pixels).half(), Refinement()).half()
+            captions += predictor.decode(refined, decoding, predictor.describe(pixels))
         return captions
 
     return predicted

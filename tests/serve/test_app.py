@@ -56,6 +56,15 @@ def test_re_ranked_captions_are_the_predictor_s(models, predicted, captions, mon
     assert served != predicted(None, decoding), "the reranker must matter for this to show anything"
 
 
+def test_captions_that_a_clip_chose_are_the_predictor_s(models, tiny_clip, predicted, captions):
+    rbm = str(models / "demo/rbm/model")
+    decoding = Decoding(num_beams=3, max_new_tokens=8)
+    settings = {"num_candidates": 3, "clip_weight": 100.0, "clip": tiny_clip}
+    served = captions(rbm=rbm, decoding=decoding.model_dump(), rerank=settings)
+    assert served == predicted(rbm, decoding, Rerank.model_validate(settings))
+    assert served != predicted(rbm, decoding), "the CLIP must matter for this to show anything"
+
+
 def test_a_re_ranking_rbm_of_another_kind_is_refused_where_both_halves_are_loaded(models, captions):
     settings = {"num_candidates": 1, "free_energy_weight": 1.0, "rbm": str(models / "demo/rbm/model")}
     with pytest.raises((UserError, RuntimeError), match="args.rerank.rbm = .*: trained on embeddings of encoder tiny"):
@@ -74,6 +83,7 @@ def test_relative_paths_are_made_absolute_where_build_runs(models, predicted, ca
         ({"model": "no/such/model"}, "args.model = no/such/model: no such directory; give a BLIP directory"),
         ({"rbm": "/no/such/rbm"}, "args.rbm = /no/such/rbm: no model there"),
         ({"rerank": {"num_candidates": 1, "rbm": "/no/such/rbm"}}, "args.rerank.rbm = /no/such/rbm: no model there"),
+        ({"rerank": {"num_candidates": 1, "clip": "/no/clip"}}, "args.rerank.clip = /no/clip: no such directory; give"),
         ({"model": "{models}/demo/rbm/model"}, "not a BLIP; give a BLIP model directory"),
         ({"rbm": "{models}/demo/blip/model"}, "not an RBM; give an RBM directory"),
     ],
