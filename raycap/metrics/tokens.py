@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+
+Tokenizer = Callable[[Sequence[str]], list[str]]
+"""From captions to the same captions in lower-case words separated by single spaces, without punctuation."""
 
 _QUOTES = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2026": " "})
 _TOKEN = re.compile(
@@ -27,5 +31,13 @@ def tokenize(caption: str) -> str:
     words stay whole, clitics are split off (``man 's``, ``do n't``). It differs where captions
     hardly ever go: brackets are dropped (COCO keeps ``-lrb-``), abbreviations lose their last dot.
     """
-    words = _TOKEN.findall(caption.lower().translate(_QUOTES))
-    return " ".join(_CLITIC.sub(r"\1 \2", _CONTRACTED.get(word, word)) for word in words)
+    text = caption.lower().translate(_QUOTES)
+    words = [_CONTRACTED.get(word, word) for word in _TOKEN.findall(text)]
+    if "'" in text:  # seldom so; looking for clitics in every word costs as much as finding the words
+        words = [_CLITIC.sub(r"\1 \2", word) for word in words]
+    return " ".join(words)
+
+
+def tokenize_all(captions: Sequence[str]) -> list[str]:
+    """:func:`tokenize` each caption."""
+    return [tokenize(caption) for caption in captions]
