@@ -71,7 +71,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         ("Encoder, RBM and decoder as three Ray Serve deployments; POST /v1/caption gave these captions.",),
         cards=tuple(cards),
     )
-    write_report(report_uri, dataclasses.replace(evaluation.report, sections=(section,)))
+    write_report(report_uri, dataclasses.replace(evaluation.report, sections=(*evaluation.report.sections, section)))
     seconds = round(time.monotonic() - start, 1)
     say(f"done in {seconds:.0f} s; look at {report_uri}")
     served = [caption.text for card in cards for row in card.captions.values() for caption in row]

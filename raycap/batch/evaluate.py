@@ -71,6 +71,9 @@ class EvaluateConfig(PoolConfig):
     exact_match: bool = False
     """The references are all the right captions there are (as for shapes): mark captions right or wrong."""
 
+    java: bool = True
+    """METEOR and SPICE too, by their Java programs: seconds to minutes for each variant on each corruption."""
+
     precision: Precision = Precision.AUTO
 
     batch_size: int | None = Field(default=None, ge=1)
@@ -154,7 +157,7 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
         "baseline": variants[0].name,
         "variants": {variant.name: variant.model_dump(exclude={"name"}) for variant in variants},
         "corruptions": {corruption.name: corruption.model_dump() for corruption in config.corruptions},
-        **score(captioned.captions, split.references, config.num_resamples, config.seed),
+        **score(captioned.captions, split.references, config.num_resamples, config.seed, config.java),
         "model": config.model,
         "rbm": config.rbm,
         "refiners": config.refiners,

@@ -7,7 +7,9 @@ from typing import Any
 
 from raycap import storage
 from raycap.metrics.bootstrap import Interval, paired_bootstrap
-from raycap.metrics.caption import caption_statistics, diversity, scores_of_sums
+from raycap.metrics.caption import References, caption_statistics, lengths_of_sums, scores_of_sums
+from raycap.metrics.diversity import diversity
+from raycap.metrics.java_scores import NOT_ASKED_FOR, java_scores
 
 _CONFIDENCE = 0.95
 
@@ -16,25 +18,38 @@ Captions = Mapping[str, Mapping[str, Mapping[str, str]]]
 
 
 def score(
-    captions: Captions, references: Mapping[str, Sequence[str]], num_resamples: int, seed: int
+    captions: Captions, references: Mapping[str, Sequence[str]], num_resamples: int, seed: int, java: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Score every variant on every corruption.
 
+    Args:
+        java: also METEOR and SPICE. Neither is a sum over images, so they have no interval.
+
     Returns:
-        ``scores``, ``differences`` (each variant minus the first, on the same images) and
-        ``diversity``, each by corruption, variant and metric; an interval is value, low and high.
+        ``scores``, ``differences`` (each variant minus the first, on the same images), ``diversity``,
+        ``lengths`` and ``java_scores``, each by corruption, variant and metric; an interval is value, low
+        and high. ``left_out`` has the scores that could not be had, each with the reason.
     """
-    scores: dict[str, Any] = {}
-    differences: dict[str, Any] = {}
-    spread: dict[str, Any] = {}
+    known = References(references)
+    parts: dict[str, Any] = {name: {} for name in ("scores", "differences", "diversity", "lengths", "java_scores")}
+    left_out: dict[str, str] = {} if java else dict(NOT_ASKED_FOR)
     for corruption, group in captions.items():
-        tables = [caption_statistics(texts, references) for texts in group.values()]
+        tables = [caption_statistics(texts, known) for texts in group.values()]
         found = paired_bootstrap(tables, scores_of_sums, num_resamples, _CONFIDENCE, seed)
-        scores[corruption] = dict(zip(group, map(_plain, found.scores), strict=True))
-        differences[corruption] = dict(list(zip(group, map(_plain, found.differences), strict=True))[1:])
-        spread[corruption] = {name: diversity(texts) for name, texts in group.items()}
+        parts["scores"][corruption] = dict(zip(group, map(_plain, found.scores), strict=True))
+        parts["differences"][corruption] = dict(list(zip(group, map(_plain, found.differences), strict=True))[1:])
+        parts["diversity"][corruption] = {name: diversity(texts) for name, texts in group.items()}
+        lengths = [lengths_of_sums(table.sum(0)) for table in tables]
+        parts["lengths"][corruption] = {
+            name: {key: float(value) for key, value in of.items()} for name, of in zip(group, lengths, strict=True)
+        }
+        judged: dict[str, dict[str, float]] = {}
+        for name, texts in group.items() if java else ():
+            judged[name], missed = java_scores(known.tokenize(texts), known.texts)
+            left_out |= missed
+        parts["java_scores"][corruption] = judged
     bootstrap = {"num_resamples": num_resamples, "confidence": _CONFIDENCE, "seed": seed}
-    return {"scores": scores, "differences": differences, "diversity": spread, "bootstrap": bootstrap}
+    return parts | {"left_out": left_out, "bootstrap": bootstrap}
 
 
 def _plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:

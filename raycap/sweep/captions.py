@@ -158,6 +158,7 @@ def _evaluation(config: SweepConfig, objective: CaptionObjective, trials: dict[i
         refiners={_refiner(number): trial.result["model"] for number, trial in trials.items()},
         variants=tuple(variants),
         use_gpu=config.use_gpu,
+        java=False,  # nothing is chosen by it
     )
 
 

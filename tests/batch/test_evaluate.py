@@ -75,6 +75,7 @@ def _config(place: Path, **values: Any) -> EvaluateConfig:
         "output": str(place / "out"), "rows": str(place / "rows"), "model": str(place / "blip"),
         "rbm": str(place / "rbm"), "precision": "fp32", "exact_match": True, "torch_threads": 1,
         "decoding": {"max_new_tokens": 8}, "num_resamples": 100, "gallery_images": 4,
+        "java": False,
     }  # fmt: skip
     return EvaluateConfig.model_validate(defaults | values)
 
@@ -252,6 +253,21 @@ def test_coco_tools_read_captions_and_references(tmp_path: Path) -> None:
     result = truth.loadRes(str(tmp_path / "captions.json"))
     assert {item["caption"] for item in result.imgToAnns["b/1.jpg"]} == {"a “red” circle"}
     assert [item["caption"] for item in truth.imgToAnns["b/1.jpg"]] == ["a circle", "a red circle"]
+
+
+def test_scores_that_need_java_are_named_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    texts, references = {"1": "a dog runs", "2": "a cat"}, {"1": ["a dog runs fast"], "2": ["a cat", "the cat"]}
+    found = score({"clean": {"plain": texts}}, references, num_resamples=100, seed=0, java=True)
+    assert found["java_scores"] == {"clean": {"plain": {}}}
+    assert set(found["left_out"]) == {"meteor", "spice"}
+    assert "install a Java runtime" in found["left_out"]["meteor"]
+    assert found["lengths"]["clean"]["plain"]["candidate_length"] == 5
+    assert found["lengths"]["clean"]["plain"]["reference_length"] == 6
+    assert found["diversity"]["clean"]["plain"]["vocabulary"] == 4
+    assert found["scores"]["clean"]["plain"]["repetition_rate"]["value"] == 0
+    left_out = score({"clean": {"plain": texts}}, references, num_resamples=100, seed=0)["left_out"]
+    assert "not asked for" in left_out["spice"]
 
 
 def test_equal_captions_have_no_difference_at_all() -> None:

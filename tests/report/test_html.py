@@ -23,12 +23,18 @@ def _metrics(**changes: Any) -> dict[str, Any]:
     score = {"value": 0.5, "low": 0.25, "high": 0.75}
     up = {"value": 0.1, "low": 0.05, "high": 0.2}
     flat = {"value": 0.01, "low": -0.1, "high": 0.1}
-    scores = {"bleu_4": score, "cider": score, "exact_match": score}
+    scores = dict.fromkeys(("bleu_4", "cider", "rouge_l", "exact_match", "repetition_rate"), score)
+    spread = {"distinct_captions": 0.5, "vocabulary": 1234}
+    lengths = {"candidate_length": 4500.0, "length_ratio": 0.9, "brevity_penalty": 0.8948}
     return {
         "split": "dev", "num_images": 500, "exact_match": True, "baseline": "plain",
         "variants": {"plain": {}, "rbm": {}},
         "scores": {"clean": {"plain": scores, "rbm": scores}, "gaussian_noise_0.2": {"plain": scores, "rbm": scores}},
         "differences": {"clean": {"rbm": {"exact_match": up, "bleu_4": flat, "cider": flat}}},
+        "diversity": {"clean": {"plain": spread, "rbm": spread}},
+        "lengths": {"clean": {"plain": lengths, "rbm": lengths}},
+        "java_scores": {"clean": {}, "gaussian_noise_0.2": {}},
+        "left_out": {"meteor": "needs Java", "spice": "needs Java"},
         "model": NASTY, "rbm": "runs/rbm", "seconds": 12.3, "images_per_second": 40.0,
         "decoding": {"do_sample": False, "num_beams": 3, "max_new_tokens": 20},
     } | changes  # fmt: skip
@@ -122,6 +128,29 @@ def test_right_and_wrong_are_marked_only_where_the_references_are_all_right_capt
     assert _page().count('class="mark right"') == 2  # in the gallery and in the section
     report = evaluation_report(_metrics(exact_match=False))
     assert "Right captions" not in render_report(report)
+
+
+def test_words_and_what_is_left_out_are_on_the_page() -> None:
+    page = render_report(evaluation_report(_metrics()))
+    for text in (
+        "<b>9.0</b>",
+        "<b>0.90</b>",
+        "<b>0.89</b>",
+        "<b>1,234</b>",
+        "<b>50.0%</b><small>25.0 \u2013 75.0</small>",
+    ):
+        assert text in page
+    assert "Left out: METEOR and SPICE. Reason: needs Java." in page
+    assert "<th>METEOR</th>" not in page
+
+
+def test_meteor_and_spice_have_columns_where_they_were_had() -> None:
+    judged = {"clean": {"plain": {"meteor": 0.25}, "rbm": {}}, "gaussian_noise_0.2": {"plain": {}, "rbm": {}}}
+    page = render_report(evaluation_report(_metrics(java_scores=judged, left_out={"spice": "needs its models"})))
+    assert "<th>METEOR</th>" in page
+    assert "<b>25.0</b>" in page
+    assert "<th>SPICE</th>" not in page
+    assert "Left out: SPICE. Reason: needs its models." in page
 
 
 def test_what_is_empty_is_not_shown_and_the_file_is_written_whole(tmp_path: Path) -> None:
