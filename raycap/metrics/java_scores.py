@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pycocoevalcap.meteor.meteor import Meteor
@@ -74,14 +75,19 @@ class _NoScoreError(Exception):
 
 def _meteor(truths: Mapping[str, list[str]], hypotheses: Mapping[str, list[str]]) -> float:
     meteor = Meteor()
+    process = meteor.meteor_p
     try:
         return float(meteor.compute_score(truths, hypotheses)[0])
     except (ValueError, OSError) as error:  # an answer that is no number, a closed pipe: its Java has ended
         # compute_score left its lock closed, and its destructor would wait for it for ever.
         meteor.lock.release()
-        meteor.meteor_p.kill()
-        said = meteor.meteor_p.stderr.read().decode(errors="replace").strip().splitlines()
+        process.kill()
+        said = process.stderr.read().decode(errors="replace").strip().splitlines()
         raise _NoScoreError(f"its Java program failed: {said[-1] if said else error}") from error
+    finally:  # what its destructor leaves open
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with suppress(BrokenPipeError):  # words that a program which has ended never read
+                pipe.close()
 
 
 def _spice(truths: Mapping[str, list[str]], hypotheses: Mapping[str, list[str]]) -> float:
