@@ -33,9 +33,9 @@ class ClipImageEncoder(nn.Module):
         self.vision_model, self.projection, self.processor = vision_model, projection, processor
 
     @torch.inference_mode()
-    def forward(self, images: np.ndarray) -> torch.Tensor:
+    def forward(self, images: np.ndarray | Sequence[np.ndarray]) -> torch.Tensor:
         """Args:
-            images: (B, H, W, 3) uint8 of any size. At BLIP's size CLIP sees what BLIP does: the whole image squeezed
+            images: B of (H, W, 3) uint8 of any size. At BLIP's size CLIP sees what BLIP does: the whole image squeezed
                 into a square and resized once more, where CLIP alone would crop the middle of it, unsqueezed.
 
         Returns:

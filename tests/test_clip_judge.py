@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+from raycap.clip_judge import ClipJudge
 from raycap.errors import UserError
 from raycap.metrics.caption import caption_scores
-from raycap.metrics.hub_clip import HubClip
 
 IMAGES = {
     f"{index}.png": Image.fromarray(np.random.default_rng(index).integers(0, 256, (20, 24, 3), dtype=np.uint8))
@@ -47,7 +47,7 @@ def test_cosines_of_the_embeddings_are_the_models_own_logits(directory: str) -> 
     pixels = CLIPImageProcessorPil.from_pretrained(directory)(images=list(IMAGES.values()), return_tensors="pt")
     with torch.inference_mode():
         logits = model(**inputs, **pixels).logits_per_image / model.logit_scale.exp()
-    clip = HubClip(directory, IMAGES.__getitem__, batch_size=2)
+    clip = ClipJudge(directory, IMAGES.__getitem__, batch_size=2)
     images, words = clip.embed_images(image_ids), clip.embed_texts(texts)
     assert (images.shape, words.shape) == ((5, 8), (3, 8))
     images, words = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, words))
@@ -58,18 +58,19 @@ def test_cosines_of_the_embeddings_are_the_models_own_logits(directory: str) -> 
 def test_it_judges_captions(directory: str) -> None:
     captions = dict.fromkeys(IMAGES, "a dog")
     references = {image_id: ["the cat", "a dog"] for image_id in IMAGES}
-    scores = caption_scores(captions, references, clip=HubClip(directory, IMAGES.__getitem__), java=False)
+    scores = caption_scores(captions, references, clip=ClipJudge(directory, IMAGES.__getitem__), java=False)
     assert 0 <= scores["clipscore"] <= 2.5
     # A reference that is the caption itself has cosine 1.
     per_image = [
-        caption_scores({i: "a dog"}, {i: ["a dog"]}, HubClip(directory, IMAGES.__getitem__), java=False) for i in IMAGES
+        caption_scores({i: "a dog"}, {i: ["a dog"]}, ClipJudge(directory, IMAGES.__getitem__), java=False)
+        for i in IMAGES
     ]
     expected = [2 * s["clipscore"] / (s["clipscore"] + 1) for s in per_image]
     assert scores["refclipscore"] == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_a_text_too_long_is_cut_and_a_place_without_a_clip_is_named(directory: str, tmp_path: Path) -> None:
-    clip = HubClip(directory, IMAGES.__getitem__)
+    clip = ClipJudge(directory, IMAGES.__getitem__)
     assert clip.embed_texts(["a " * 100, "a"]).shape == (2, 8)
-    with pytest.raises(UserError, match="no CLIP there.*give a directory or a hub name"):
-        HubClip(str(tmp_path), IMAGES.__getitem__)
+    with pytest.raises(UserError, match="source = "):
+        ClipJudge(str(tmp_path), IMAGES.__getitem__)
