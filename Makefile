@@ -16,10 +16,10 @@ demo: $(INSTALLED)
 	$(BIN)/python jobs/demo.py --config jobs/configs/shapes/demo.yaml
 
 test: lint
-	$(BIN)/python -m pytest --ignore=tests/train --ignore=tests/sweep
-	@# In a process of its own: after the clusters and the Serve of the tests above, the actors of Ray Train and
+	$(BIN)/python -m pytest --ignore=tests/batch --ignore=tests/train --ignore=tests/sweep
+	@# In a process of their own, as they share one Ray: after other clusters, and Serve, actors of Ray Train and
 	@# Ray Tune never start.
-	$(BIN)/python -m pytest tests/train tests/sweep
+	$(BIN)/python -m pytest tests/batch tests/train tests/sweep
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

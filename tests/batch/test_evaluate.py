@@ -2,14 +2,12 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 from pycocotools.coco import COCO
 
@@ -80,19 +78,14 @@ def _config(place: Path, **values: Any) -> EvaluateConfig:
     return EvaluateConfig.model_validate(defaults | values)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
 def _read_captions(output: Path) -> dict[str, list[dict[str, str]]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted((output / "captions").iterdir())}
 
 
 @pytest.mark.integration
-def test_captions_scores_and_report_of_both_variants_on_clean_and_spoiled_images(place: Path, cluster: None) -> None:
+def test_captions_scores_and_report_of_both_variants_on_clean_and_spoiled_images(
+    place: Path, ray_cluster: None
+) -> None:
     history = place / "history.jsonl"
     history.write_text('{"step": 1, "train_caption_loss": 3.0}\n{"step": 2, "train_caption_loss": 2.0}\n')
     config = _config(place, corruptions=[Clean(), NOISE], histories={"BLIP": str(history)}, batch_size=10)
@@ -124,7 +117,7 @@ def test_captions_scores_and_report_of_both_variants_on_clean_and_spoiled_images
 
 
 @pytest.mark.integration
-def test_gate_0_gives_the_captions_of_plain_blip_and_no_difference(place: Path, cluster: None) -> None:
+def test_gate_0_gives_the_captions_of_plain_blip_and_no_difference(place: Path, ray_cluster: None) -> None:
     variants = [{"name": "gate0", "gate": 0, "passes": 3}]
     with_rbm = run_evaluation(_config(place, variants=variants, output=str(place / "gate0")))
     plain = run_evaluation(_config(place, rbm=None, output=str(place / "plain")))
@@ -133,7 +126,7 @@ def test_gate_0_gives_the_captions_of_plain_blip_and_no_difference(place: Path, 
 
 
 @pytest.mark.integration
-def test_a_variant_chooses_its_refiner_and_free_energy_never_rises(place: Path, cluster: None) -> None:
+def test_a_variant_chooses_its_refiner_and_free_energy_never_rises(place: Path, ray_cluster: None) -> None:
     variants = [
         {"name": "plain", "gate": 0},
         {"name": "three", "passes": 3},
@@ -151,7 +144,7 @@ def test_a_variant_chooses_its_refiner_and_free_energy_never_rises(place: Path, 
 
 @pytest.mark.integration
 def test_a_variant_that_re_ranks_gives_the_captions_of_the_predictor(
-    place: Path, tiny_clip: str, cluster: None
+    place: Path, tiny_clip: str, ray_cluster: None
 ) -> None:
     decoding = {"max_new_tokens": 8, "num_beams": 3}
     rerankers = {
@@ -180,7 +173,7 @@ def test_a_variant_that_re_ranks_gives_the_captions_of_the_predictor(
 
 @pytest.mark.integration
 def test_captions_and_scores_depend_neither_on_batch_size_nor_on_the_number_of_workers(
-    place: Path, cluster: None
+    place: Path, ray_cluster: None
 ) -> None:
     results = []
     for batch_size, num_workers in ((1, 1), (7, 2), (64, 1)):
@@ -196,7 +189,7 @@ def test_captions_and_scores_depend_neither_on_batch_size_nor_on_the_number_of_w
 
 
 @pytest.mark.integration
-def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(place: Path, cluster: None) -> None:
+def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(place: Path, ray_cluster: None) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"rows": str(place / "nothing")}, "rows = .*nothing: no finished rows"),
         ({"split": "test"}, "split = 'test': not in .*; it has dev"),
@@ -233,7 +226,7 @@ def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(place: Path,
 
 
 @pytest.mark.integration
-def test_an_image_that_cannot_be_decoded_is_named_in_one_line(place: Path, cluster: None) -> None:
+def test_an_image_that_cannot_be_decoded_is_named_in_one_line(place: Path, ray_cluster: None) -> None:
     rows = str(place / "broken_rows")
     values = [["bad.png"], [b"no image"], [1], [1], [["a"]], ["dev"]]
     columns = [pa.array(value, field.type) for value, field in zip(values, SCHEMA, strict=True)]

@@ -296,12 +296,6 @@ def big(tmp_path_factory) -> ExtractConfig:
     return ExtractConfig(rows=rows, model=save_model(folder / "blip", 0, shape), output="", precision=Precision.FP32)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    yield
-    ray.shutdown()
-
-
 def kill_the_worker(output: Path) -> list[int]:
     """SIGKILL to the actor once the first file is there; returns how many there were then."""
     while not list(output.glob("*.parquet")):
@@ -328,7 +322,7 @@ def extract_and_kill(config: ExtractConfig) -> tuple[dict | UserError, list[int]
 
 
 @pytest.mark.integration
-def test_a_killed_worker_is_started_again_and_nothing_is_lost(big, cluster, tmp_path):
+def test_a_killed_worker_is_started_again_and_nothing_is_lost(big, ray_cluster, tmp_path):
     config = big.model_copy(update={"output": str(tmp_path / "store")})
     metrics, _ = extract_and_kill(config)
     assert isinstance(metrics, dict)
@@ -337,7 +331,7 @@ def test_a_killed_worker_is_started_again_and_nothing_is_lost(big, cluster, tmp_
 
 
 @pytest.mark.integration
-def test_a_run_continues_where_one_that_failed_has_stopped(big, cluster, tmp_path):
+def test_a_run_continues_where_one_that_failed_has_stopped(big, ray_cluster, tmp_path):
     config = big.model_copy(update={"output": str(tmp_path / "store"), "max_failures": 0})
     error, _ = extract_and_kill(config)
     assert isinstance(error, UserError)
@@ -353,7 +347,7 @@ def test_a_run_continues_where_one_that_failed_has_stopped(big, cluster, tmp_pat
 
 
 @pytest.mark.integration
-def test_too_many_workers_and_a_missing_gpu_are_refused_and_nothing_is_written(config, cluster):
+def test_too_many_workers_and_a_missing_gpu_are_refused_and_nothing_is_written(config, ray_cluster):
     with pytest.raises(UserError, match=r"num_workers = 999: .* CPUs of one node"):
         extract(config.model_copy(update={"num_workers": 999}))
     if not ray.cluster_resources().get("GPU"):
