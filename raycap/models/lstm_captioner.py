@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+PAD_ID, SOS_ID, EOS_ID, UNK_ID = range(4)
+"""Of the vocabulary, what is no word: padding, a caption's start and end, and any word that is not in it."""
+
 
 class Regions(NamedTuple):
     """An image's regions as every step reads them; computed once an image, whatever the number of captions."""
