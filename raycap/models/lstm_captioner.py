@@ -118,7 +118,8 @@ class LstmCaptioner(nn.Module):
         """
         regions, state = self.begin(region_features)
         given = self.embedding(input_ids)  # (B, T, E)
-        hidden, attention = [], []
+        hidden: list[torch.Tensor] = []
+        attention: list[torch.Tensor] = []
         for t in range(input_ids.shape[1]):
             words = given[:, t : t + 1]
             if sampling and t:
