@@ -32,3 +32,17 @@ def contrastive_divergence(data_free_energy: torch.Tensor, negative_free_energy:
         negative_free_energy: (B,) in nats.
     """
     return data_free_energy.mean() - negative_free_energy.mean()
+
+
+def coverage_loss(attention: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """How far each region is from being attended to once: the doubly stochastic attention of Xu et al. 2015, eq. 14.
+
+    Args:
+        attention: (B, T, R), summing to 1 over the regions.
+        counted: (B, T), where there is a word.
+
+    Returns:
+        sum over the regions of (1 - sum over the words)^2, its mean over the batch, a scalar.
+    """
+    attended = (attention.float() * counted.unsqueeze(-1)).sum(1)  # (B, R)
+    return (1 - attended).square().sum(-1).mean()
