@@ -2,6 +2,11 @@
 
 BLIP lies in transformers' own form (config.json, model.safetensors, tokenizer and image processor
 files), so that ``BlipForConditionalGeneration.from_pretrained`` reads it too, and a CLIP is read from that form.
+
+    config.json         model_type, arguments of the decoder, sizes of the ResNet and of its images
+    model.safetensors   encoder.* and decoder.*
+    tokenizer.json ...  its vocabulary, in transformers' form
+
 An RBM refiner:
 
     config.json         model_type, sizes, sigma, and which encoder its data came from
@@ -21,7 +26,18 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer, BlipConfig, BlipForConditionalGeneration, CLIPConfig, CLIPModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    CLIPConfig,
+    CLIPModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
+)
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import logging as transformers_logging
@@ -32,8 +48,10 @@ from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, join_blip, 
 from raycap.models.clip import ClipImageEncoder, ClipTextEncoder, split_clip
 from raycap.models.controls import LinearRefiner, NoiseRefiner
 from raycap.models.hidden_projection import HiddenProjectionRefiner
+from raycap.models.lstm_captioner import LstmCaptioner
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
+from raycap.models.resnet_regions import ResNetRegions
 from raycap.models.sharded_rbm import ShardedGaussianBernoulliRBM
 
 Refiner = RbmRefiner | LinearRefiner | NoiseRefiner | HiddenProjectionRefiner
@@ -44,6 +62,7 @@ _MODEL_TYPES: dict[type[nn.Module], str] = {
     HiddenProjectionRefiner: "hidden_projection_refiner",
 }
 LoadedT = TypeVar("LoadedT")
+_LSTM_CAPTIONER = "lstm_captioner"
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _OF_VISIBLE_UNITS = {"weight", "visible_bias", "log_variance"}
@@ -184,6 +203,83 @@ def _load_clip(source: str) -> tuple[ClipImageEncoder, ClipTextEncoder]:
         model, CLIPImageProcessorPil.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     )
     return image_encoder.eval(), text_encoder.eval()
+
+
+class CaptioningLstm(NamedTuple):
+    """An LSTM captioner with all it needs."""
+
+    encoder: ResNetRegions
+    decoder: LstmCaptioner
+    vocabulary: PreTrainedTokenizerBase
+
+
+def save_lstm_captioner(directory: Path, model: CaptioningLstm) -> None:
+    """Write an LSTM captioner into a local directory that nobody reads yet (see :func:`publish`)."""
+    directory.mkdir(parents=True, exist_ok=True)
+    encoder = model.encoder
+    config = {
+        "model_type": _LSTM_CAPTIONER,
+        "decoder": model.decoder.settings,
+        "resnet": encoder.resnet.config.to_diff_dict(),
+        "images": {name: getattr(encoder, name) for name in ("image_size", "grid", "image_mean", "image_std")},
+    }
+    model.vocabulary.save_pretrained(directory)
+    parts = nn.ModuleDict({"encoder": encoder, "decoder": model.decoder})
+    save_file({name: t.cpu().contiguous() for name, t in parts.state_dict().items()}, directory / _WEIGHTS)
+    (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_lstm_captioner(source: str, field: str = "model") -> CaptioningLstm:
+    """Load an LSTM captioner, on the CPU, in float32 and evaluation mode.
+
+    Args:
+        source: a local directory or s3:// prefix.
+        field: the setting that names the source, for errors.
+
+    Raises:
+        UserError: nothing there, or another model.
+    """
+    config = _read_config(source, field)
+    if config["model_type"] != _LSTM_CAPTIONER:
+        raise UserError(
+            f"{field} = {source}: holds a {config['model_type']}, not an LSTM captioner; give a model directory of one"
+        )
+    encoder = ResNetRegions(ResNetModel(ResNetConfig(**config["resnet"])), **config["images"])
+    decoder = LstmCaptioner(**config["decoder"])
+    with storage.local_directory(source) as directory:
+        nn.ModuleDict({"encoder": encoder, "decoder": decoder}).load_state_dict(load_file(directory / _WEIGHTS))
+        vocabulary = PreTrainedTokenizerFast.from_pretrained(directory)
+    return CaptioningLstm(encoder.eval(), decoder.eval(), vocabulary)
+
+
+def load_resnet(source: str, field: str = "encoder") -> ResNetModel:
+    """Load a ResNet, a classifier's too, without its classes; on the CPU, in float32.
+
+    Args:
+        source: a local directory, an s3:// prefix or a hub name.
+        field: the setting that names the source, for errors.
+
+    Raises:
+        UserError: nothing there, or another model.
+    """
+    transformers_logging.disable_progress_bar()
+    if not _is_directory(source):
+        return _load_resnet(source, source, field)
+    _read_config(source, field)
+    with storage.local_directory(source) as directory:
+        return _load_resnet(str(directory), source, field)
+
+
+def _load_resnet(path: str, source: str, field: str) -> ResNetModel:
+    try:
+        config = AutoConfig.from_pretrained(path)
+        if config.model_type != "resnet":
+            raise UserError(
+                f"{field} = {source}: holds a {config.model_type}, not a ResNet; give a ResNet of the hub's"
+            )
+        return ResNetModel.from_pretrained(path, dtype=torch.float32)
+    except OSError as error:
+        raise _not_on_hub(source, field, error) from None
 
 
 def save_refiner(directory: Path, refiner: Refiner, encoder: EncoderId) -> None:

@@ -7,21 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BlipForConditionalGeneration, CLIPConfig
+from transformers import BlipForConditionalGeneration, CLIPConfig, ResNetConfig, ResNetForImageClassification
 
 from raycap.checkpoint import (
+    CaptioningLstm,
     EncoderId,
     encoder_fingerprint,
     load_blip,
     load_clip,
+    load_lstm_captioner,
     load_refiner,
+    load_resnet,
     publish,
     save_blip,
+    save_lstm_captioner,
     save_refiner,
 )
+from raycap.data.vocabulary import make_vocabulary
 from raycap.errors import UserError
+from raycap.models.lstm_captioner import LstmCaptioner
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
+from raycap.models.resnet_regions import ResNetRegions, ResNetShape
 
 ENCODER = EncoderId("some/blip", "0123456789abcdef")
 
@@ -47,6 +54,32 @@ def test_a_saved_refiner_comes_back_bit_for_bit(learn_variance: bool, tmp_path: 
     assert again.rbm.sigma_bounds == (0.1, 0.5)
 
 
+def test_a_saved_lstm_captioner_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    shape = ResNetShape(embedding_size=4, hidden_sizes=(8,), depths=(1,), layer_type="basic")
+    encoder = ResNetRegions(shape.build(), 32, grid=2, image_mean=(0.5, 0.4, 0.3))
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    encoder.train()(images)  # running statistics are part of the model
+    vocabulary = make_vocabulary({"a": 3, "dog": 2})
+    decoder = LstmCaptioner(len(vocabulary), 6, 5, 8, attention_dim=4, gated=True, dropout=0.1).eval()
+    save_lstm_captioner(tmp_path / "lstm", CaptioningLstm(encoder.eval(), decoder, vocabulary))
+    again = load_lstm_captioner(str(tmp_path / "lstm"))
+    input_ids = torch.tensor([[1, 4, 5], [1, 5, 2]])
+    expected, found = decoder(encoder(images), input_ids), again.decoder(again.encoder(images), input_ids)
+    assert torch.equal(found.logits, expected.logits)
+    assert encoder_fingerprint(again.encoder) == encoder_fingerprint(encoder)
+    assert again.vocabulary.get_vocab() == vocabulary.get_vocab()
+
+
+def test_a_resnet_is_taken_out_of_a_classifier(tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[8], depths=[1], layer_type="basic", num_labels=3)
+    classifier = ResNetForImageClassification(config)
+    classifier.save_pretrained(tmp_path)
+    found = load_resnet(str(tmp_path)).state_dict()
+    assert found.keys() == classifier.resnet.state_dict().keys()
+    for name, tensor in classifier.resnet.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+
+
 def test_an_rbm_of_another_encoder_is_refused_naming_both(tiny_rbm: str) -> None:
     with pytest.raises(UserError, match=f"rbm = {tiny_rbm}: trained on .* not of some/blip .0123456789abcdef."):
         load_refiner(tiny_rbm, ENCODER)
@@ -64,6 +97,10 @@ def test_models_of_another_kind_are_refused(tiny_blip: str, tiny_rbm: str) -> No
         load_blip(tiny_rbm)
     with pytest.raises(UserError, match="holds a blip, not an RBM"):
         load_refiner(tiny_blip)
+    with pytest.raises(UserError, match="holds a blip, not an LSTM captioner"):
+        load_lstm_captioner(tiny_blip)
+    with pytest.raises(UserError, match="encoder = .*: holds a blip, not a ResNet"):
+        load_resnet(tiny_blip)
 
 
 def test_a_path_that_is_none_is_told_from_a_hub_name() -> None:

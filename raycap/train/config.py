@@ -12,6 +12,7 @@ from raycap.hardware import Precision
 from raycap.job import JobConfig
 from raycap.train.captioning import CaptioningTraining
 from raycap.train.contrastive_divergence import ContrastiveDivergenceTraining
+from raycap.train.lstm_captioning import LstmCaptioningTraining
 
 
 class AdamW(Config):
@@ -35,15 +36,23 @@ class Sgd(Config):
 
 
 class Schedule(Config):
-    """Learning rate over steps: linear warm-up, then a decay to zero, or none."""
+    """Learning rate over steps: linear warm-up, then a decay to zero, by stairs, or none."""
 
-    kind: Literal["constant", "linear", "cosine"] = "cosine"
+    kind: Literal["constant", "linear", "cosine", "stairs"] = "cosine"
     warmup_steps: int = Field(default=0, ge=0)
 
-    def factor(self, step: int, total_steps: int) -> float:
+    stair_epochs: int = Field(default=10, ge=1)
+    """Of kind stairs: epochs (from the first on) between two steps down."""
+
+    stair_factor: float = Field(default=0.5, gt=0, le=1)
+    """Of kind stairs: what the learning rate is multiplied by at each."""
+
+    def factor(self, step: int, total_steps: int, steps_per_epoch: int) -> float:
         """Share of the learning rate at a step (0-based)."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
+        if self.kind == "stairs":
+            return self.stair_factor ** (step // (self.stair_epochs * steps_per_epoch))
         progress = min((step - self.warmup_steps) / max(total_steps - self.warmup_steps, 1), 1.0)
         if self.kind == "constant":
             return 1.0
@@ -89,7 +98,9 @@ class TrainConfig(JobConfig):
     """A training run. ``output`` gets checkpoints, history.jsonl and, in model/, the model of the lowest
     validation loss (for an RBM, whose loss is no measure, the newest)."""
 
-    task: Annotated[CaptioningTraining | ContrastiveDivergenceTraining, Field(discriminator="kind")]
+    task: Annotated[
+        CaptioningTraining | LstmCaptioningTraining | ContrastiveDivergenceTraining, Field(discriminator="kind")
+    ]
     """What is trained, on what."""
 
     epochs: int = Field(default=1, ge=1)

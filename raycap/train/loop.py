@@ -123,7 +123,9 @@ class Worker:
         common: dict[str, Any] = {
             "task": self.task,
             "optimizer": optimizer,
-            "schedule": functools.partial(config.schedule.factor, total_steps=self.total_steps),
+            "schedule": functools.partial(
+                config.schedule.factor, total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch
+            ),
             "accumulation_steps": config.gradient_accumulation_steps,
             "clip_norm": config.clip_norm,
         }

@@ -19,6 +19,22 @@ CAPTIONING = {
     # Dropout, so that the random states matter.
     "model": {"kind": "new", "shape": TINY.model_copy(update={"dropout": 0.1}).model_dump()},
 }
+LSTM_CAPTIONING = {
+    "kind": "lstm_captioning",
+    # A trained ResNet, so that each worker's running statistics matter, and words that are drawn.
+    "model": {
+        "kind": "new",
+        "encoder": {
+            "kind": "new",
+            "shape": {"embedding_size": 8, "hidden_sizes": [16], "depths": [1], "layer_type": "basic"},
+        },
+        "image_size": 32,
+        "grid": 2,
+        "hidden_dim": 16,
+    },
+    "resize": 36,
+    "scheduled_sampling": 0.3,
+}
 # Chains that go on from step to step are one more thing to be found again.
 RBM = {"kind": "contrastive_divergence", "num_hidden": 12, "negatives": "pcd", "learn_variance": True}
 
@@ -28,7 +44,7 @@ def write_config(path: Path, output: Path, task: dict[str, Any], strategy: dict[
         "output": str(output),
         "task": task,
         "epochs": 4,
-        "batch_size_per_worker": 8 if task["kind"] == "captioning" else 128,
+        "batch_size_per_worker": 128 if task["kind"] == "contrastive_divergence" else 8,
         "num_workers": 2,
         "cpus_per_worker": 0.5,
         "torch_threads": 1,
@@ -58,6 +74,7 @@ def data(tiny_rows: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     store = make_store(str(tmp_path_factory.mktemp("data") / "features"), num_train=512)
     return {
         "captioning": {"rows": tiny_rows},
+        "lstm_captioning": {"rows": tiny_rows},
         "contrastive_divergence": {"features": {"kind": "store", "path": store}},
     }
 
@@ -67,6 +84,8 @@ def data(tiny_rows: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     [
         pytest.param(CAPTIONING, {"kind": "ddp"}, id="captioning-ddp"),
         pytest.param(CAPTIONING, {"kind": "deepspeed", "stage": 2}, id="captioning-deepspeed"),
+        pytest.param(LSTM_CAPTIONING, {"kind": "ddp"}, id="lstm-ddp"),
+        pytest.param(LSTM_CAPTIONING, {"kind": "deepspeed", "stage": 2}, id="lstm-deepspeed"),
         pytest.param(RBM, {"kind": "in_place", "centred": True}, id="rbm-in_place"),
     ],
 )

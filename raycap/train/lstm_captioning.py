@@ -1,0 +1,310 @@
+"""Training the LSTM captioner: its settings, and what it adds to the common loop."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, ResNetModel
+
+from raycap import storage
+from raycap.checkpoint import (
+    CaptioningLstm,
+    absolute_source,
+    load_lstm_captioner,
+    load_resnet,
+    save_lstm_captioner,
+)
+from raycap.config import Config
+from raycap.data.crops import centre_crops, random_crops
+from raycap.data.rows import Chunk, Rows, decode_images, open_rows, read_chunk
+from raycap.data.vocabulary import SPECIAL_TOKENS, encode_words, make_vocabulary
+from raycap.data.word_vectors import WordVectors, read_word_vectors
+from raycap.errors import UserError
+from raycap.models.lstm_captioner import LstmCaptioner
+from raycap.models.resnet_regions import ResNetRegions, ResNetShape
+from raycap.progress import say
+from raycap.tasks.lstm_captioning import LstmCaptioningTask
+from raycap.train.recipe import Share, decay_matrices
+from raycap.train.stream import Arrays, Batch, to_tensors
+from raycap.train.word_counts import count_split_words
+
+
+class NewResNet(Config):
+    """A ResNet from nothing."""
+
+    kind: Literal["new"] = "new"
+    shape: ResNetShape = ResNetShape()
+
+    def build(self) -> ResNetModel:
+        return self.shape.build()
+
+
+class PretrainedResNet(Config):
+    """A ResNet to begin with, or to keep as it is."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+    """Model directory, s3:// prefix or hub name (microsoft/resnet-50)."""
+
+    def build(self) -> ResNetModel:
+        return load_resnet(self.path, "task.model.encoder.path")
+
+
+class NewLstmCaptioner(Config):
+    """A decoder from nothing, its vocabulary the words of the training captions."""
+
+    kind: Literal["new"] = "new"
+    encoder: Annotated[NewResNet | PretrainedResNet, Field(discriminator="kind")] = NewResNet()
+
+    image_size: int = Field(default=224, ge=32)
+    """Edge of the images that the ResNet sees, in pixels."""
+
+    grid: int = Field(default=7, ge=1)
+    """Its features are averaged to grid x grid regions."""
+
+    min_frequency: int = Field(default=2, ge=1)
+    """Rarer words are ``<unk>``."""
+
+    embed_dim: int = Field(default=256, ge=1)
+    """Of the words."""
+
+    word_vectors: WordVectors | None = None
+    """Of embed_dim numbers, to begin with; words that are not among them begin with random ones."""
+
+    hidden_dim: int = Field(default=256, ge=1)
+    """Of the LSTM."""
+
+    attention_dim: int | None = Field(default=None, ge=1)
+    """Of Show, Attend and Tell's attention; null scores a region by one linear map, as the published study does."""
+
+    gated: bool = False
+    """Show, Attend and Tell's gate, which weighs what is seen against what is already said."""
+
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+
+
+class PretrainedLstmCaptioner(Config):
+    """A captioner to train further: the second stage of a fine-tuning, say, with its encoder set free."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+    """Model directory or s3:// prefix."""
+
+
+class LstmCaptioningTraining(Config):
+    """Trains a ResNet and an LSTM with attention on rows."""
+
+    kind: Literal["lstm_captioning"] = "lstm_captioning"
+
+    rows: str
+    """Directory or s3:// prefix of jobs/ingest.py."""
+
+    train_split: str = "train"
+    validation_split: str = "dev"
+
+    model: Annotated[NewLstmCaptioner | PretrainedLstmCaptioner, Field(discriminator="kind")] = NewLstmCaptioner()
+
+    freeze_encoder: bool = False
+    """Train the decoder alone; the encoder's running statistics stay, too."""
+
+    encoder_learning_rate_scale: float = Field(default=1.0, gt=0)
+    """Of the encoder's learning rate, beside the decoder's."""
+
+    resize: int = Field(default=256, ge=32)
+    """Edge to which images are resized before a window of the model's image_size is cut out: a drawn one, mirrored half
+    the time, of training images, the middle of the others."""
+
+    max_tokens: int = Field(default=30, ge=3)
+    """Longest caption, its start and end included; longer ones are cut."""
+
+    coverage_weight: float = Field(default=0.0, ge=0)
+    """Of the loss that has every region attended to once (doubly stochastic attention)."""
+
+    scheduled_sampling: float = Field(default=0.0, ge=0, le=1)
+    """Probability of reading, in training, the model's own word in place of the caption's."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> LstmCaptioningTraining:
+        if isinstance(self.model, NewLstmCaptioner):
+            _require_room(self.resize, self.model.image_size)
+        return self
+
+    def check(self) -> None:
+        """See that the data are there, and whatever the model begins with.
+
+        Raises:
+            UserError: they are not, or do not fit.
+        """
+        rows = open_rows(self.rows, "task.rows")
+        rows.chunks(self.train_split, "task.train_split")
+        rows.chunks(self.validation_split, "task.validation_split")
+        if isinstance(self.model, PretrainedLstmCaptioner):
+            encoder = load_lstm_captioner(self.model.path, "task.model.path").encoder
+            try:
+                _require_room(self.resize, encoder.image_size)
+            except ValueError as error:
+                raise UserError(f"task.{error}") from None
+            return
+        if isinstance(self.model.encoder, PretrainedResNet):
+            self.model.encoder.build()
+        if self.model.word_vectors is not None:
+            read_word_vectors(self.model.word_vectors, (), self.model.embed_dim, "task.model.word_vectors")
+
+    def prepare(self, output: str) -> LstmCaptioningRecipe:
+        """Make the vocabulary, and read its words' vectors, where the model is new."""
+        rows = open_rows(self.rows, "task.rows")
+        if isinstance(self.model, PretrainedLstmCaptioner):
+            model = self.model.model_copy(update={"path": absolute_source(self.model.path)})
+            return LstmCaptioningRecipe(self.model_copy(update={"model": model}), rows, self.model.path)
+        vocabulary_uri = storage.join(output, "tokenizer")
+        if not storage.exists(storage.join(vocabulary_uri, "tokenizer.json")):
+            _make_vocabulary(rows, self.train_split, self.model.min_frequency, vocabulary_uri)
+        settings = self
+        if isinstance(self.model.encoder, PretrainedResNet):
+            path = absolute_source(self.model.encoder.path)
+            encoder = self.model.encoder.model_copy(update={"path": path})
+            settings = self.model_copy(update={"model": self.model.model_copy(update={"encoder": encoder})})
+        return LstmCaptioningRecipe(settings, rows, vocabulary_uri, _first_embeddings(self.model, vocabulary_uri))
+
+
+class LstmCaptioningRecipe:
+    """See :class:`raycap.train.recipe.Recipe`.
+
+    Args:
+        vocabulary_uri: where the vocabulary of a new model lies.
+        first_embeddings: of a new model, vectors by word id.
+    """
+
+    score_name: str | None = "caption_loss"
+    stopping_metric = "validation_caption_loss"
+    compares_training = False
+
+    def __init__(
+        self,
+        settings: LstmCaptioningTraining,
+        rows: Rows,
+        vocabulary_uri: str,
+        first_embeddings: dict[int, np.ndarray] | None = None,
+    ) -> None:
+        self.settings, self.rows, self.vocabulary_uri = settings, rows, vocabulary_uri
+        self.first_embeddings = first_embeddings or {}
+        self.train_split, self.validation_split = settings.train_split, settings.validation_split
+        self.loss_name = "total_loss" if settings.coverage_weight else "caption_loss"
+
+    def build_task(self, seed: int, first_sample: int, share: Share) -> LstmCaptioningTask:  # noqa: ARG002
+        settings, model = self.settings, self._build()
+        return LstmCaptioningTask(
+            model.encoder, model.decoder, settings.freeze_encoder, settings.coverage_weight, settings.scheduled_sampling
+        )
+
+    def source(self, task: LstmCaptioningTask, device: torch.device) -> CroppedImages:  # noqa: ARG002
+        return CroppedImages(self.rows, task.encoder.image_size, self._vocabulary(), self.settings)
+
+    def parameter_groups(self, task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+        assert isinstance(task, LstmCaptioningTask)
+        scale = self.settings.encoder_learning_rate_scale
+        of_encoder = [group | {"lr_scale": scale} for group in decay_matrices(task.encoder, weight_decay)]
+        return decay_matrices(task.decoder, weight_decay) + of_encoder
+
+    def save_model(self, task: LstmCaptioningTask, directory: Path) -> None:
+        save_lstm_captioner(directory, CaptioningLstm(task.encoder, task.decoder, self._vocabulary()))
+
+    def _vocabulary(self) -> PreTrainedTokenizerBase:
+        return _load_vocabulary(self.vocabulary_uri)
+
+    def _build(self) -> CaptioningLstm:
+        model = self.settings.model
+        if isinstance(model, PretrainedLstmCaptioner):
+            return load_lstm_captioner(model.path)
+        vocabulary = self._vocabulary()
+        encoder = ResNetRegions(model.encoder.build(), model.image_size, model.grid)
+        decoder = LstmCaptioner(
+            len(vocabulary),
+            model.embed_dim,
+            model.hidden_dim,
+            encoder.embed_dim,
+            attention_dim=model.attention_dim,
+            gated=model.gated,
+            dropout=model.dropout,
+        )
+        with torch.no_grad():
+            for word, vector in self.first_embeddings.items():
+                decoder.embedding.weight[word] = torch.from_numpy(vector)
+        return CaptioningLstm(encoder, decoder, vocabulary)
+
+
+class CroppedImages:
+    """Rows as images and word ids; the block's generator draws one of an image's captions, and windows of training
+    images."""
+
+    samples_per_row = 1
+
+    def __init__(
+        self, rows: Rows, image_size: int, vocabulary: PreTrainedTokenizerBase, settings: LstmCaptioningTraining
+    ) -> None:
+        self.rows, self.image_size, self.vocabulary = rows, image_size, vocabulary
+        self.resize, self.max_tokens = settings.resize, settings.max_tokens
+        self.bytes_per_row = settings.resize**2 * 3 + settings.max_tokens * 8
+        self._training_files = {chunk.file for chunk in rows.chunks(settings.train_split)}
+
+    def chunks(self, split: str) -> list[Chunk]:
+        return self.rows.chunks(split)
+
+    def read(self, chunks: Sequence[Chunk], rng: np.random.Generator) -> Arrays:
+        """``images`` (n, H, W, 3) uint8 and ``input_ids`` (n, T) int64."""
+        images: list[np.ndarray] = []
+        captions: list[str] = []
+        for chunk in chunks:
+            table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
+            whole = decode_images(chunk, table, self.resize)
+            if chunk.file in self._training_files:
+                images.append(random_crops(whole, self.image_size, rng))
+            else:
+                images.append(centre_crops(whole, self.image_size))
+            captions += [choices[rng.integers(len(choices))] for choices in table["captions"].to_pylist()]
+        input_ids = encode_words(self.vocabulary, captions, self.max_tokens)
+        return {"images": np.concatenate(images), "input_ids": input_ids}
+
+    def to_samples(self, arrays: Arrays) -> Batch:
+        return to_tensors(arrays)
+
+
+def _require_room(resize: int, image_size: int) -> None:
+    if resize < image_size:
+        raise ValueError(f"resize = {resize}: smaller than the model's image_size ({image_size}); set at least that")
+
+
+def _load_vocabulary(uri: str) -> PreTrainedTokenizerBase:
+    with storage.local_directory(uri) as directory:
+        return PreTrainedTokenizerFast.from_pretrained(directory)
+
+
+def _make_vocabulary(rows: Rows, split: str, min_frequency: int, uri: str) -> None:
+    counts = count_split_words(rows, split)
+    vocabulary = make_vocabulary(counts, min_frequency)
+    if len(vocabulary) == len(SPECIAL_TOKENS):
+        raise UserError(
+            f"task.rows = {rows.uri}: no word of split {split} occurs {min_frequency} times (model.min_frequency)"
+        )
+    with tempfile.TemporaryDirectory(prefix="raycap-") as folder:
+        vocabulary.save_pretrained(folder)
+        storage.upload_directory(folder, uri, last="tokenizer.json")
+    known = len(vocabulary) - len(SPECIAL_TOKENS)
+    say(f"vocabulary: {known:,} of {len(counts):,} words, and {len(SPECIAL_TOKENS)} special tokens")
+
+
+def _first_embeddings(model: NewLstmCaptioner, vocabulary_uri: str) -> dict[int, np.ndarray]:
+    if model.word_vectors is None:
+        return {}
+    ids = _load_vocabulary(vocabulary_uri).get_vocab()
+    words = [word for word in ids if word not in SPECIAL_TOKENS]
+    vectors = read_word_vectors(model.word_vectors, words, model.embed_dim, "task.model.word_vectors")
+    say(f"word vectors: of {len(vectors):,} of the vocabulary's {len(words):,} words; the others begin at random")
+    return {ids[word]: vector for word, vector in vectors.items()}

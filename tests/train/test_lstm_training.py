@@ -1,0 +1,136 @@
+"""The LSTM captioner through the common loop, on a real Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import CAPTIONS
+from transformers import PreTrainedTokenizerFast
+
+from raycap.checkpoint import encoder_fingerprint, load_lstm_captioner
+from raycap.data.rows import open_rows
+from raycap.data.vocabulary import count_words, make_vocabulary
+from raycap.errors import UserError
+from raycap.models.lstm_decoding import LstmDecoding, write_captions
+from raycap.train.config import TrainConfig
+from raycap.train.lstm_captioning import CroppedImages, LstmCaptioningTraining
+from raycap.train.trainer import train
+from raycap.train.word_counts import count_split_words
+
+pytestmark = pytest.mark.integration
+
+RESNET = {"kind": "new", "shape": {"embedding_size": 8, "hidden_sizes": [16], "depths": [1], "layer_type": "basic"}}
+MODEL = {"kind": "new", "encoder": RESNET, "image_size": 32, "grid": 2, "embed_dim": 8, "hidden_dim": 16}
+
+
+def task(rows: str, model: dict[str, Any] = MODEL, **settings: Any) -> dict[str, Any]:
+    return {"kind": "lstm_captioning", "rows": rows, "model": model, "resize": 36, "max_tokens": 10, **settings}
+
+
+def config(task: dict[str, Any], output: Path, **settings: Any) -> TrainConfig:
+    defaults: dict[str, Any] = {"epochs": 2, "batch_size_per_worker": 20, "log_every_steps": 1, "precision": "fp32"}
+    defaults |= {"cpus_per_worker": 0.5, "torch_threads": 1, "num_workers": 2}
+    optimizer = {"kind": "adamw", "learning_rate": 5e-3, "weight_decay": 0.0}
+    return TrainConfig.model_validate(
+        {"output": str(output), "task": task, "optimizer": optimizer, **defaults, **settings}
+    )
+
+
+def history(output: Path) -> list[dict[str, Any]]:
+    records = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+    for record in records:
+        del record["seconds"], record["data_wait_share"]
+    return records
+
+
+def learned(output: Path) -> list[float]:
+    return [r["validation_caption_loss"] for r in history(output) if "validation_caption_loss" in r]
+
+
+@pytest.fixture(scope="module")
+def ddp_run(tiny_rows: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("lstm") / "run"
+    train(config(task(tiny_rows, freeze_encoder=True), output, schedule={"kind": "stairs", "stair_epochs": 1}))
+    return output
+
+
+def test_the_words_counted_by_ray_are_those_counted_here(tiny_rows: str, ray_cluster: None) -> None:
+    # Each of 200 images has two of the four captions in turn.
+    assert count_split_words(open_rows(tiny_rows), "train") == count_words(CAPTIONS * 100)
+
+
+def test_training_lowers_the_loss_and_writes_a_model_that_writes_captions(ddp_run: Path) -> None:
+    losses = learned(ddp_run)
+    assert losses[1] < losses[0]
+    assert {record["learning_rate"] for record in history(ddp_run)} == {5e-3, 2.5e-3, 1.25e-3}
+    model = load_lstm_captioner(str(ddp_run / "model"))
+    assert model.vocabulary.get_vocab() == make_vocabulary(count_words(CAPTIONS * 100)).get_vocab()
+    images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        regions = model.encoder(images)
+    for (caption,) in write_captions(model.decoder, regions, LstmDecoding(max_words=8)):
+        words = model.vocabulary.decode(caption.token_ids).split()
+        assert 0 < len(words) == len(caption.attention)
+        assert set(words) <= set(" ".join(CAPTIONS).split())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_follows_the_losses_of_ddp(stage: int, ddp_run: Path, tiny_rows: str, tmp_path: Path) -> None:
+    settings = {"schedule": {"kind": "stairs", "stair_epochs": 1}, "strategy": {"kind": "deepspeed", "stage": stage}}
+    train(config(task(tiny_rows, freeze_encoder=True), tmp_path / "run", **settings))
+    # Dropout draws by itself.
+    assert learned(tmp_path / "run") == pytest.approx(learned(ddp_run), rel=5e-2)
+
+
+def test_the_second_stage_sets_the_first_one_s_encoder_free(ddp_run: Path, tiny_rows: str, tmp_path: Path) -> None:
+    model = {"kind": "pretrained", "path": str(ddp_run / "model")}
+    settings = {"coverage_weight": 0.1, "scheduled_sampling": 0.25, "encoder_learning_rate_scale": 0.1}
+    train(config(task(tiny_rows, model, **settings), tmp_path / "run"))
+    before, after = (load_lstm_captioner(str(run / "model")) for run in (ddp_run, tmp_path / "run"))
+    assert encoder_fingerprint(before.encoder) != encoder_fingerprint(after.encoder)
+    assert learned(tmp_path / "run")[-1] < learned(ddp_run)[-1]
+    assert {"train_total_loss", "train_coverage_loss", "train_caption_loss"} <= history(tmp_path / "run")[0].keys()
+
+
+def test_word_vectors_are_the_first_embeddings(tiny_rows: str, tmp_path: Path, ray_cluster: None) -> None:
+    (tmp_path / "glove.txt").write_text("red " + "0.5 " * 8 + "\nzebra " + "9 " * 8 + "\n")
+    model = MODEL | {"word_vectors": {"path": str(tmp_path / "glove.txt")}}
+    settings = LstmCaptioningTraining.model_validate(task(tiny_rows, model))
+    settings.check()
+    recipe = settings.prepare(str(tmp_path / "run"))
+    built = recipe._build()
+    assert built.decoder.embedding.weight[built.vocabulary.get_vocab()["red"]].tolist() == [0.5] * 8
+    assert not (built.decoder.embedding.weight == 9).any()
+    with pytest.raises(UserError, match="task.model.word_vectors.path = .*have 8 numbers, the words' embeddings 9"):
+        LstmCaptioningTraining.model_validate(task(tiny_rows, model | {"embed_dim": 9})).check()
+
+
+def test_training_images_are_cropped_at_random_and_others_in_the_middle(tiny_rows: str) -> None:
+    rows = open_rows(tiny_rows)
+    settings = LstmCaptioningTraining.model_validate(task(tiny_rows))
+    source = CroppedImages(rows, 32, make_vocabulary(count_words(CAPTIONS * 2)), settings)
+    assert isinstance(source.vocabulary, PreTrainedTokenizerFast)
+
+    def images(split: str, seed: int) -> np.ndarray:
+        return source.read(rows.chunks(split)[:1], np.random.default_rng(seed))["images"]
+
+    assert (images("train", 0) == images("train", 0)).all()
+    assert (images("train", 0) != images("train", 1)).any()
+    assert (images("dev", 0) == images("dev", 1)).all()
+
+
+def test_what_the_captioner_begins_with_is_checked_first(tiny_rows: str, tiny_blip: str, tmp_path: Path) -> None:
+    for changes, message in (
+        ({"model": MODEL | {"encoder": {"kind": "pretrained", "path": tiny_blip}}}, "holds a blip, not a ResNet"),
+        ({"model": {"kind": "pretrained", "path": tiny_blip}}, "holds a blip, not an LSTM captioner"),
+        ({"model": {"kind": "pretrained", "path": str(tmp_path)}}, "no model there"),
+    ):
+        with pytest.raises(UserError, match=message):
+            LstmCaptioningTraining.model_validate(task(tiny_rows) | changes).check()
+    with pytest.raises(ValueError, match="resize = 36: smaller than the model's image_size .40."):
+        LstmCaptioningTraining.model_validate(task(tiny_rows, MODEL | {"image_size": 40}))
