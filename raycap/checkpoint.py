@@ -2,6 +2,7 @@
 
 BLIP lies in transformers' own form (config.json, model.safetensors, tokenizer and image processor
 files), so that ``BlipForConditionalGeneration.from_pretrained`` reads it too, and a CLIP is read from that form.
+An LSTM captioner:
 
     config.json         model_type, arguments of the decoder, sizes of the ResNet and of its images
     model.safetensors   encoder.* and decoder.*

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,17 +21,16 @@ from raycap.checkpoint import (
     save_lstm_captioner,
 )
 from raycap.config import Config
-from raycap.data.crops import centre_crops, random_crops
-from raycap.data.rows import Chunk, Rows, decode_images, open_rows, read_chunk
-from raycap.data.vocabulary import SPECIAL_TOKENS, encode_words, make_vocabulary
+from raycap.data.rows import Rows, open_rows
+from raycap.data.vocabulary import SPECIAL_TOKENS, make_vocabulary
 from raycap.data.word_vectors import WordVectors, read_word_vectors
 from raycap.errors import UserError
 from raycap.models.lstm_captioner import LstmCaptioner
 from raycap.models.resnet_regions import ResNetRegions, ResNetShape
 from raycap.progress import say
 from raycap.tasks.lstm_captioning import LstmCaptioningTask
+from raycap.train.cropped_images import CroppedImages
 from raycap.train.recipe import Share, decay_matrices
-from raycap.train.stream import Arrays, Batch, to_tensors
 from raycap.train.word_counts import count_split_words
 
 
@@ -205,7 +203,15 @@ class LstmCaptioningRecipe:
         )
 
     def source(self, task: LstmCaptioningTask, device: torch.device) -> CroppedImages:  # noqa: ARG002
-        return CroppedImages(self.rows, task.encoder.image_size, self._vocabulary(), self.settings)
+        settings = self.settings
+        return CroppedImages(
+            self.rows,
+            self._vocabulary(),
+            augmented_split=settings.train_split,
+            resize=settings.resize,
+            image_size=task.encoder.image_size,
+            max_tokens=settings.max_tokens,
+        )
 
     def parameter_groups(self, task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         assert isinstance(task, LstmCaptioningTask)
@@ -238,42 +244,6 @@ class LstmCaptioningRecipe:
             for word, vector in self.first_embeddings.items():
                 decoder.embedding.weight[word] = torch.from_numpy(vector)
         return CaptioningLstm(encoder, decoder, vocabulary)
-
-
-class CroppedImages:
-    """Rows as images and word ids; the block's generator draws one of an image's captions, and windows of training
-    images."""
-
-    samples_per_row = 1
-
-    def __init__(
-        self, rows: Rows, image_size: int, vocabulary: PreTrainedTokenizerBase, settings: LstmCaptioningTraining
-    ) -> None:
-        self.rows, self.image_size, self.vocabulary = rows, image_size, vocabulary
-        self.resize, self.max_tokens = settings.resize, settings.max_tokens
-        self.bytes_per_row = settings.resize**2 * 3 + settings.max_tokens * 8
-        self._training_files = {chunk.file for chunk in rows.chunks(settings.train_split)}
-
-    def chunks(self, split: str) -> list[Chunk]:
-        return self.rows.chunks(split)
-
-    def read(self, chunks: Sequence[Chunk], rng: np.random.Generator) -> Arrays:
-        """``images`` (n, H, W, 3) uint8 and ``input_ids`` (n, T) int64."""
-        images: list[np.ndarray] = []
-        captions: list[str] = []
-        for chunk in chunks:
-            table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
-            whole = decode_images(chunk, table, self.resize)
-            if chunk.file in self._training_files:
-                images.append(random_crops(whole, self.image_size, rng))
-            else:
-                images.append(centre_crops(whole, self.image_size))
-            captions += [choices[rng.integers(len(choices))] for choices in table["captions"].to_pylist()]
-        input_ids = encode_words(self.vocabulary, captions, self.max_tokens)
-        return {"images": np.concatenate(images), "input_ids": input_ids}
-
-    def to_samples(self, arrays: Arrays) -> Batch:
-        return to_tensors(arrays)
 
 
 def _require_room(resize: int, image_size: int) -> None:

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny import CAPTIONS
-from transformers import PreTrainedTokenizerFast
 
 from raycap.checkpoint import encoder_fingerprint, load_lstm_captioner
 from raycap.data.rows import open_rows
@@ -18,7 +16,7 @@ from raycap.data.vocabulary import count_words, make_vocabulary
 from raycap.errors import UserError
 from raycap.models.lstm_decoding import LstmDecoding, write_captions
 from raycap.train.config import TrainConfig
-from raycap.train.lstm_captioning import CroppedImages, LstmCaptioningTraining
+from raycap.train.lstm_captioning import LstmCaptioningTraining
 from raycap.train.trainer import train
 from raycap.train.word_counts import count_split_words
 
@@ -108,20 +106,6 @@ def test_word_vectors_are_the_first_embeddings(tiny_rows: str, tmp_path: Path, r
     assert not (built.decoder.embedding.weight == 9).any()
     with pytest.raises(UserError, match="task.model.word_vectors.path = .*have 8 numbers, the words' embeddings 9"):
         LstmCaptioningTraining.model_validate(task(tiny_rows, model | {"embed_dim": 9})).check()
-
-
-def test_training_images_are_cropped_at_random_and_others_in_the_middle(tiny_rows: str) -> None:
-    rows = open_rows(tiny_rows)
-    settings = LstmCaptioningTraining.model_validate(task(tiny_rows))
-    source = CroppedImages(rows, 32, make_vocabulary(count_words(CAPTIONS * 2)), settings)
-    assert isinstance(source.vocabulary, PreTrainedTokenizerFast)
-
-    def images(split: str, seed: int) -> np.ndarray:
-        return source.read(rows.chunks(split)[:1], np.random.default_rng(seed))["images"]
-
-    assert (images("train", 0) == images("train", 0)).all()
-    assert (images("train", 0) != images("train", 1)).any()
-    assert (images("dev", 0) == images("dev", 1)).all()
 
 
 def test_what_the_captioner_begins_with_is_checked_first(tiny_rows: str, tiny_blip: str, tmp_path: Path) -> None:

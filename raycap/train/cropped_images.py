@@ -1,0 +1,64 @@
+"""Rows as windows of images and the ids of whole words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from raycap.data.crops import centre_crops, random_crops
+from raycap.data.rows import Chunk, Rows, decode_images, read_chunk
+from raycap.data.vocabulary import encode_words
+from raycap.train.stream import Arrays, Batch, to_tensors
+
+
+class CroppedImages:
+    """The block's generator draws one of an image's captions and, of images to be augmented, the window.
+
+    Args:
+        rows: of images and captions.
+        vocabulary: of their words.
+        augmented_split: whose images give drawn windows, mirrored half the time; those of others give their middle.
+        resize: edge of the whole image, in pixels.
+        image_size: edge of the window, in pixels; at most ``resize``.
+        max_tokens: T.
+    """
+
+    samples_per_row = 1
+
+    def __init__(
+        self,
+        rows: Rows,
+        vocabulary: PreTrainedTokenizerBase,
+        *,
+        augmented_split: str,
+        resize: int,
+        image_size: int,
+        max_tokens: int,
+    ) -> None:
+        self.rows, self.vocabulary = rows, vocabulary
+        self.resize, self.image_size, self.max_tokens = resize, image_size, max_tokens
+        self.bytes_per_row = image_size**2 * 3 + max_tokens * 8
+        self._augmented_files = {chunk.file for chunk in rows.chunks(augmented_split)}
+
+    def chunks(self, split: str) -> list[Chunk]:
+        return self.rows.chunks(split)
+
+    def read(self, chunks: Sequence[Chunk], rng: np.random.Generator) -> Arrays:
+        """``images`` (n, H, W, 3) uint8 and ``input_ids`` (n, T) int64."""
+        images: list[np.ndarray] = []
+        captions: list[str] = []
+        for chunk in chunks:
+            table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
+            whole = decode_images(chunk, table, self.resize)
+            if chunk.file in self._augmented_files:
+                images.append(random_crops(whole, self.image_size, rng))
+            else:
+                images.append(centre_crops(whole, self.image_size))
+            captions += [choices[rng.integers(len(choices))] for choices in table["captions"].to_pylist()]
+        input_ids = encode_words(self.vocabulary, captions, self.max_tokens)
+        return {"images": np.concatenate(images), "input_ids": input_ids}
+
+    def to_samples(self, arrays: Arrays) -> Batch:
+        return to_tensors(arrays)
