@@ -160,7 +160,7 @@ class LstmCaptioningTraining(Config):
         rows = open_rows(self.rows, "task.rows")
         if isinstance(self.model, PretrainedLstmCaptioner):
             model = self.model.model_copy(update={"path": absolute_source(self.model.path)})
-            return LstmCaptioningRecipe(self.model_copy(update={"model": model}), rows, self.model.path)
+            return LstmCaptioningRecipe(self.model_copy(update={"model": model}), rows, model.path)
         vocabulary_uri = storage.join(output, "tokenizer")
         if not storage.exists(storage.join(vocabulary_uri, "tokenizer.json")):
             _make_vocabulary(rows, self.train_split, self.model.min_frequency, vocabulary_uri)

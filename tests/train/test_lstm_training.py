@@ -85,8 +85,11 @@ def test_deepspeed_follows_the_losses_of_ddp(stage: int, ddp_run: Path, tiny_row
     assert learned(tmp_path / "run") == pytest.approx(learned(ddp_run), rel=5e-2)
 
 
-def test_the_second_stage_sets_the_first_one_s_encoder_free(ddp_run: Path, tiny_rows: str, tmp_path: Path) -> None:
-    model = {"kind": "pretrained", "path": str(ddp_run / "model")}
+def test_the_second_stage_sets_the_first_one_s_encoder_free(
+    ddp_run: Path, tiny_rows: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ddp_run)  # a relative path must reach the workers too
+    model = {"kind": "pretrained", "path": "model"}
     settings = {"coverage_weight": 0.1, "scheduled_sampling": 0.25, "encoder_learning_rate_scale": 0.1}
     train(config(task(tiny_rows, model, **settings), tmp_path / "run"))
     before, after = (load_lstm_captioner(str(run / "model")) for run in (ddp_run, tmp_path / "run"))
