@@ -91,15 +91,18 @@ def test_batch_mates_never_change_a_caption(decoding: LstmDecoding) -> None:
     assert len({str(captions) for captions in together}) > 1, "all captions are the same, so the case shows nothing"
 
 
-def test_padding_never_changes_a_caption_s_scores() -> None:
-    model, region_features = captioner(20), images(2)
-    for one, (caption,) in zip(region_features, write_captions(model, region_features, LstmDecoding()), strict=True):
-        padded = torch.tensor([[SOS_ID, *caption.token_ids, EOS_ID, 0, 0, 0]])
-        with torch.no_grad():
-            attention = model(one.unsqueeze(0), padded).attention[0]
-        words = len(caption.token_ids)
-        assert caption.attention.shape == (words, 4)
-        assert torch.allclose(caption.attention, attention[:words], atol=1e-5)
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_the_attention_is_that_of_the_caption_read_again_padding_or_not(num_beams: int) -> None:
+    model, region_features = captioner(20), images(4)
+    decoding = LstmDecoding(max_words=12, num_beams=num_beams, num_captions=num_beams)
+    for one, captions in zip(region_features, write_captions(model, region_features, decoding), strict=True):
+        for caption in captions:
+            padded = torch.tensor([[SOS_ID, *caption.token_ids, EOS_ID, 0, 0, 0]])
+            with torch.no_grad():
+                attention = model(one.unsqueeze(0), padded).attention[0]
+            words = len(caption.token_ids)
+            assert caption.attention.shape == (words, 4)
+            assert torch.allclose(caption.attention, attention[:words], atol=1e-5)
 
 
 def test_no_beam_that_ends_is_no_error() -> None:
