@@ -18,7 +18,6 @@ from raycap.models.gaussian import FullCovarianceGaussian
 from raycap.models.partition import LogPartition
 from raycap.models.refiner import RbmRefiner
 
-_COVARIANCE_IMAGES = 2048
 _IMAGES_AT_ONCE = 64
 
 
@@ -131,7 +130,7 @@ def _free_energies(refiner: RbmRefiner, data: HeldOut) -> np.ndarray:
 
 def gaussian_likelihood(store: FeatureStore, train_split: str, data: HeldOut) -> np.ndarray:
     """The full-covariance Gaussian of the training tokens, in nats per token: mean of each held-out image, (n,)."""
-    covariance = token_covariance(store, train_split, _COVARIANCE_IMAGES) / np.outer(data.std, data.std)
+    covariance = token_covariance(store, train_split) / np.outer(data.std, data.std)
     gaussian = FullCovarianceGaussian.from_covariance(torch.zeros(len(covariance)), torch.from_numpy(covariance))
     means = []
     for start in range(0, len(data.tokens), _IMAGES_AT_ONCE):

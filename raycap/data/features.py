@@ -30,6 +30,7 @@ MANIFEST = "manifest.json"
 _ENCODER = "_encoder.json"
 _METADATA_KEY = b"raycap"
 _FOOTER_THREADS = 16
+_COVARIANCE_IMAGES, _COVARIANCE_TOKENS = 2048, 131_072
 # Of the largest standard deviation: what varies less counts as constant.
 LEAST_SCALE = 1e-4
 
@@ -111,12 +112,18 @@ def spread_chunks(store: FeatureStore, split: str, max_images: int) -> list[Chun
     return [chunks[index] for index in np.linspace(0, len(chunks) - 1, needed).astype(int)]
 
 
-def token_covariance(store: FeatureStore, split: str, max_images: int) -> np.ndarray:
+def covariance_images(store: FeatureStore) -> int:
+    """Images whose tokens tell their covariance well enough; of a store of one vector a row that takes more rows."""
+    return max(_COVARIANCE_IMAGES, _COVARIANCE_TOKENS // store.num_tokens)
+
+
+def token_covariance(store: FeatureStore, split: str, max_images: int | None = None) -> np.ndarray:
     """Covariance of the tokens of a split's images, (D, D) float64.
 
     Args:
-        max_images: so many, spread evenly over the split, are looked at.
+        max_images: so many, spread evenly over the split, are looked at; by default :func:`covariance_images`.
     """
+    max_images = covariance_images(store) if max_images is None else max_images
     mean, count = np.array(store.mean), 0
     products, total = np.zeros((store.embed_dim, store.embed_dim)), np.zeros(store.embed_dim)
     for chunk in spread_chunks(store, split, max_images):

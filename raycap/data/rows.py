@@ -140,6 +140,15 @@ def read_chunk(chunk: Chunk, columns: Sequence[str] | None = None) -> pa.Table:
         return parquet.read_row_group(chunk.row_group, columns=list(columns) if columns else None)
 
 
+def draw_captions(table: pa.Table, rng: np.random.Generator) -> list[str]:
+    """One of each image's captions, by the generator.
+
+    Args:
+        table: with the column ``captions``, none of them empty.
+    """
+    return [captions[rng.integers(len(captions))] for captions in table["captions"].to_pylist()]
+
+
 def decode_images(chunk: Chunk, table: pa.Table, image_size: int) -> np.ndarray:
     """The images of (some) rows of a chunk.
 

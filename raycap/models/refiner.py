@@ -115,8 +115,9 @@ class RbmRefiner(nn.Module):
         """
         v = self.standardise(image_embeds)
         means = [self.rbm.free_energy(v).mean()]
+        if gate == 0.0:
+            return image_embeds, means[0].expand(passes + 1)
         for _ in range(passes):
             v = self.rbm.reconstruct(v, gate=gate)
             means.append(self.rbm.free_energy(v).mean())
-        refined = image_embeds if gate == 0.0 else self.unstandardise(v).to(image_embeds.dtype)
-        return refined, torch.stack(means)
+        return self.unstandardise(v).to(image_embeds.dtype), torch.stack(means)

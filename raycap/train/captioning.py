@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from raycap import storage
 from raycap.checkpoint import absolute_source, load_blip, save_blip
 from raycap.config import Config
-from raycap.data.rows import Chunk, Rows, decode_images, open_rows, read_chunk
+from raycap.data.rows import Chunk, Rows, decode_images, draw_captions, open_rows, read_chunk
 from raycap.data.text import count_prompt_tokens, encode_captions, train_wordpiece
 from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, BlipShape, build_blip
@@ -174,7 +174,7 @@ class CaptionedImages:
         for chunk in chunks:
             table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
             images.append(decode_images(chunk, table, self.image_size))
-            captions += [choices[rng.integers(len(choices))] for choices in table["captions"].to_pylist()]
+            captions += draw_captions(table, rng)
         input_ids = encode_captions(self.tokenizer, captions, self.bos_id, self.prompt, self.max_tokens)
         return {"images": np.concatenate(images), "input_ids": input_ids}
 

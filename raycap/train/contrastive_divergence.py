@@ -12,7 +12,14 @@ from torch import nn
 
 from raycap.checkpoint import EncoderId, absolute_source, save_refiner
 from raycap.config import Config
-from raycap.data.features import LEAST_SCALE, FeatureStore, open_store, positive_scale, token_covariance
+from raycap.data.features import (
+    LEAST_SCALE,
+    FeatureStore,
+    covariance_images,
+    open_store,
+    positive_scale,
+    token_covariance,
+)
 from raycap.data.rows import Rows, open_rows
 from raycap.models.randomness import KeyedGenerator
 from raycap.models.rbm import GaussianBernoulliRBM
@@ -31,10 +38,6 @@ from raycap.train.embeddings import (
 )
 from raycap.train.recipe import HopelessRunError, Share, decay_matrices
 from raycap.train.stream import Source
-
-_COVARIANCE_IMAGES = 2048
-# A store of one vector for each image or pair needs more of them.
-_COVARIANCE_TOKENS = 131_072
 
 
 class ContrastiveDivergenceTraining(Config):
@@ -116,9 +119,8 @@ class ContrastiveDivergenceTraining(Config):
             encoder = EncoderId(store.encoder_name, store.encoder_fingerprint)
             mean, scale = np.array(store.mean), positive_scale(np.array(store.std))
             if self.normalisation == "whiten":
-                most = max(_COVARIANCE_IMAGES, _COVARIANCE_TOKENS // store.num_tokens)
-                say(f"measuring the covariance of the embeddings of at most {most:,} images")
-                scale = _square_root(token_covariance(store, self.train_split, most))
+                say(f"measuring the covariance of the embeddings of at most {covariance_images(store):,} images")
+                scale = _square_root(token_covariance(store, self.train_split))
             return ContrastiveDivergenceRecipe(self, store, encoder, mean, scale, store.num_tokens)
         rows = open_rows(self.features.rows, "task.features.rows")
         features = self.features.model_copy(update={"model": absolute_source(self.features.model)})

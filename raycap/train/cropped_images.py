@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from raycap.data.crops import centre_crops, random_crops
-from raycap.data.rows import Chunk, Rows, decode_images, read_chunk
+from raycap.data.rows import Chunk, Rows, decode_images, draw_captions, read_chunk
 from raycap.data.vocabulary import encode_words
 from raycap.train.stream import Arrays, Batch, to_tensors
 
@@ -56,7 +56,7 @@ class CroppedImages:
                 images.append(random_crops(whole, self.image_size, rng))
             else:
                 images.append(centre_crops(whole, self.image_size))
-            captions += [choices[rng.integers(len(choices))] for choices in table["captions"].to_pylist()]
+            captions += draw_captions(table, rng)
         input_ids = encode_words(self.vocabulary, captions, self.max_tokens)
         return {"images": np.concatenate(images), "input_ids": input_ids}
 
