@@ -1,17 +1,14 @@
 """Arguments of the Serve application; the same rules as for every job's configuration."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from ray.serve.exceptions import RayServeException
 
 from raycap.config import Config, error_lines
-from raycap.data.images import MAX_PIXELS
 from raycap.errors import UserError
-from raycap.hardware import Precision
-from raycap.models.blip import Decoding
-from raycap.predictor import Refinement
-from raycap.rerank import Rerank
+from raycap.serve.limits import Limits
+from raycap.serve.models import Routing
 
 
 class ServeArgsError(UserError, RayServeException):
@@ -19,18 +16,8 @@ class ServeArgsError(UserError, RayServeException):
     message alone; Serve shows any other error as a traceback, after three more attempts."""
 
 
-class Limits(Config):
-    """The largest image a request may bring."""
-
-    max_image_bytes: int = Field(default=20 * 1024 * 1024, ge=1)
-    """Of the image file."""
-
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    """Width times height, read from the file's header before any pixel is decoded."""
-
-
-class StageOptions(Config):
-    """Where a deployment's replicas run, and how many."""
+class DeploymentOptions(Config):
+    """Where a deployment's replicas run, how many, and how many requests may wait for them."""
 
     num_replicas: int = Field(default=1, ge=1)
     """Replicas; with max_replicas, the fewest of them."""
@@ -44,22 +31,35 @@ class StageOptions(Config):
     num_gpus: float = Field(default=0, ge=0)
     """Reserved by each replica; without, it computes on the CPU."""
 
-    max_ongoing_requests: int = Field(default=32, ge=1)
+    max_ongoing_requests: int = Field(default=64, ge=1)
     """At one replica at once; further requests wait at the caller."""
 
-    torch_threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each replica; by default Ray allows one for each whole CPU reserved, at least one."""
+    max_queued_requests: int = Field(default=256, ge=1)
+    """Waiting at one caller; further requests are answered 503 with Retry-After, and nothing is computed for them."""
+
+    retry_after_seconds: float = Field(default=1.0, gt=0)
+    """What such an answer tells the client to wait."""
+
+    scale_up_seconds: float = Field(default=30.0, ge=0)
+    """How long requests must be too many before replicas are added: longer than a burst, as a replica that loads a
+    model takes about as long itself."""
+
+    scale_down_seconds: float = Field(default=600.0, ge=0)
+    """How long requests must be too few before replicas are taken away: many times longer, so that a pause in the
+    load does not cost the loading of models again and again."""
 
     @model_validator(mode="after")
-    def _replicas_fit(self) -> "StageOptions":
+    def _replicas_fit(self) -> "DeploymentOptions":
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError(f"max_replicas ({self.max_replicas}) must be at least num_replicas ({self.num_replicas})")
         return self
 
-    def deployment_options(self) -> dict[str, Any]:
+    def for_serve(self) -> dict[str, Any]:
         """Keyword arguments of ``Deployment.options``."""
         options: dict[str, Any] = {
             "max_ongoing_requests": self.max_ongoing_requests,
+            "max_queued_requests": self.max_queued_requests,
+            "backpressure_config": {"status_code": 503, "retry_after_s": self.retry_after_seconds},
             "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
         }
         if self.max_replicas is None:
@@ -69,72 +69,117 @@ class StageOptions(Config):
             "max_replicas": self.max_replicas,
             # Below max_ongoing_requests, which a replica never exceeds: else none would be added.
             "target_ongoing_requests": max(1, self.max_ongoing_requests // 2),
+            "upscale_delay_s": self.scale_up_seconds,
+            "downscale_delay_s": self.scale_down_seconds,
         }
         return options | {"autoscaling_config": autoscaling}
 
 
-class BatchedStageOptions(StageOptions):
-    """Of a stage that computes several requests at once."""
+class ComputeOptions(DeploymentOptions):
+    """Of a deployment that holds models."""
+
+    torch_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of each replica; by default Ray allows one for each whole CPU reserved, at least one."""
+
+    max_models: int = Field(default=2, ge=1)
+    """Models held by each replica at once; the least recently used makes room. A change from one model to
+    another needs room for both."""
+
+
+class BatchOptions(Config):
+    """How requests that wait are computed together."""
 
     batch_size: int = Field(default=8, ge=1)
-    """Most requests in one batch; 1 computes each by itself."""
+    """Most images in one batch."""
 
-    batch_wait_seconds: float = Field(default=0.005, ge=0)
-    """How long a batch waits for its second request."""
+    batch_wait_seconds: float = Field(default=0.0, ge=0)
+    """How long an idle stage waits for a batch to fill. Without, it begins at once, and those that come meanwhile
+    make the next batch."""
+
+
+class EncoderOptions(ComputeOptions, BatchOptions):
+    """Of the encoder."""
+
+    cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0)
+    """Of embeddings kept by each replica, for images that come again."""
+
+
+class RefinerOptions(ComputeOptions, BatchOptions):
+    """Of the refiner."""
+
+
+class DecoderOptions(ComputeOptions):
+    """Of the decoder, which lets requests join and leave a running batch at any token."""
+
+    max_rows: int = Field(default=32, ge=1)
+    """Captions being written at once; each beam counts as one."""
+
+
+class CaptionerOptions(EncoderOptions, DecoderOptions):
+    """Of a replica that holds all three stages."""
+
+
+class Disaggregated(Config):
+    """Encoder, refiner and decoder as deployments of their own, each with its replicas and its share of a GPU."""
+
+    kind: Literal["disaggregated"] = "disaggregated"
+    encoder: EncoderOptions = EncoderOptions()
+    refiner: RefinerOptions = RefinerOptions()
+    decoder: DecoderOptions = DecoderOptions()
+
+    def deployments(self) -> dict[str, ComputeOptions]:
+        """By name."""
+        return {"encoder": self.encoder, "refiner": self.refiner, "decoder": self.decoder}
+
+
+class Fused(Config):
+    """All three stages in each replica: nothing travels between them."""
+
+    kind: Literal["fused"] = "fused"
+    captioner: CaptionerOptions = CaptionerOptions()
+
+    def deployments(self) -> dict[str, ComputeOptions]:
+        """By name."""
+        return {"captioner": self.captioner}
+
+
+class Cpu(Config):
+    """As fused, on a machine without a GPU: each replica computes with all the machine's cores, if not told otherwise."""
+
+    kind: Literal["cpu"] = "cpu"
+    captioner: CaptionerOptions = CaptionerOptions()
 
     @model_validator(mode="after")
-    def _batch_can_fill(self) -> "BatchedStageOptions":
-        if self.max_ongoing_requests < self.batch_size:
-            raise ValueError(
-                f"max_ongoing_requests ({self.max_ongoing_requests}) must be at least batch_size ({self.batch_size})"
-            )
+    def _no_gpu(self) -> "Cpu":
+        if self.captioner.num_gpus:
+            raise ValueError(f"captioner.num_gpus ({self.captioner.num_gpus:g}) must be 0; choose kind: fused for a GPU")
         return self
 
+    def deployments(self) -> dict[str, ComputeOptions]:
+        """By name."""
+        return {"captioner": self.captioner}
 
-class CaptionArgs(Config):
+
+Shape = Annotated[Disaggregated | Fused | Cpu, Field(discriminator="kind")]
+
+
+class CaptionArgs(Routing):
     """Arguments of ``raycap.serve.app:build``."""
 
-    model: str
-    """BLIP: a directory, an s3:// prefix or a hub name."""
-
-    rbm: str | None = None
-    """RBM refiner trained on this BLIP's embeddings: a directory or an s3:// prefix. Without it, plain BLIP."""
-
-    name: str = "caption"
-    """What clients see as the model's name."""
-
-    refinement: Refinement = Refinement()
-    decoding: Decoding = Decoding()
-
-    rerank: Rerank | None = None
-    """How the decoder chooses among candidate captions; without it, the search's own best."""
-
-    precision: Precision = Precision.AUTO
-    """Of BLIP's weights; between the stages embeddings are float16 in any case."""
+    shape: Shape = Fused()
+    """Which deployments there are."""
 
     limits: Limits = Limits()
-    ingress: StageOptions = StageOptions(max_ongoing_requests=64)
-    encoder: BatchedStageOptions = BatchedStageOptions()
-    refiner: StageOptions = StageOptions()
-    decoder: BatchedStageOptions = BatchedStageOptions()
+    ingress: DeploymentOptions = DeploymentOptions(max_ongoing_requests=256)
 
-    @model_validator(mode="after")
-    def _draws_stand_alone(self) -> "CaptionArgs":
-        if self.decoding.do_sample and self.decoder.batch_size > 1:
-            raise ValueError(
-                f"decoder.batch_size ({self.decoder.batch_size}) must be 1 with decoding.do_sample: "
-                "a drawn caption would depend on the requests that share its batch"
-            )
-        return self
+    caption_cache_bytes: int = Field(default=16 * 1024 * 1024, ge=0)
+    """Of answers kept by each replica of the ingress, for requests that come again."""
 
-    @model_validator(mode="after")
-    def _search_gives_candidates(self) -> "CaptionArgs":
-        if self.rerank is not None:
-            try:
-                self.rerank.require_candidates(self.decoding)
-            except UserError as error:
-                raise ValueError(str(error)) from None
-        return self
+    @property
+    def routing(self) -> Routing:
+        """What can be changed while the application runs, with absolute paths."""
+        models = {name: model.absolute() for name, model in self.models.items()}
+        return Routing(models=models, draining=self.draining)
 
     @model_validator(mode="wrap")
     @classmethod

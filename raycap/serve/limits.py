@@ -1,0 +1,38 @@
+"""What one request may bring and ask for; everything beyond is refused with a 4xx."""
+
+from pydantic import Field
+
+from raycap.config import Config
+from raycap.data.images import MAX_PIXELS
+
+
+class Limits(Config):
+    """The largest request."""
+
+    max_image_bytes: int = Field(default=20 * 1024 * 1024, ge=1)
+    """Of an image file."""
+
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    """Width times height of an image, read from the file's header before any pixel is decoded."""
+
+    max_images: int = Field(default=16, ge=1)
+    """Of one request to /v1/captions or /v1/embeddings."""
+
+    max_body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
+    """Of a request with several images; one with a single image may have max_image_bytes and what base64 adds."""
+
+    decode_seconds: float = Field(default=10.0, gt=0)
+    """How long an image may take to decode and resize."""
+
+    request_seconds: float = Field(default=60.0, gt=0)
+    """How long a request may take in all; then its work is cancelled in every stage."""
+
+    max_new_tokens: int = Field(default=64, ge=1)
+    max_beams: int = Field(default=8, ge=1)
+    max_captions: int = Field(default=8, ge=1)
+    """Of one image."""
+
+    max_passes: int = Field(default=8, ge=1)
+    """Through the RBM."""
+
+    max_prompt_characters: int = Field(default=200, ge=0)

@@ -1,0 +1,132 @@
+"""The models an application serves: what a request may name, and what the stages load for it."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from pydantic import Field, model_validator
+from ray import serve
+
+from raycap import storage
+from raycap.checkpoint import absolute_source
+from raycap.config import Config
+from raycap.errors import UserError
+from raycap.hardware import Precision
+from raycap.models.blip import Decoding
+from raycap.predictor import Refinement
+from raycap.rerank import Rerank, absolute_rerank
+
+LoadedT = TypeVar("LoadedT")
+
+
+class Weights(Config):
+    """Everything a stage loads for a model. Its key travels with each request, so that a request meets the same
+    weights in every stage, also while a deployment changes from one model to another."""
+
+    model: str
+    """BLIP: a directory, an s3:// prefix or a hub name."""
+
+    rbm: str | None = None
+    """RBM refiner trained on this BLIP's embeddings: a directory or an s3:// prefix. Without it, plain BLIP."""
+
+    rerank: Rerank | None = None
+    """How the decoder chooses among candidate captions; without it, the search's own best."""
+
+    precision: Precision = Precision.AUTO
+    """Of BLIP's weights; between the stages embeddings are float16 in any case."""
+
+    version: str | None = None
+    """A name for these weights; change it when the files behind the same path have changed."""
+
+    @property
+    def key(self) -> str:
+        return self.model_dump_json()
+
+    @classmethod
+    def from_key(cls, key: str) -> "Weights":
+        return cls.model_validate_json(key)
+
+
+class ServedModel(Weights):
+    """A model under the name that requests give, with what they leave open."""
+
+    refinement: Refinement = Refinement()
+    decoding: Decoding = Decoding()
+
+    traffic: float = Field(default=1.0, ge=0)
+    """Weight among the models when a request names none; 0 answers only requests that name it."""
+
+    @property
+    def weights(self) -> Weights:
+        return Weights.model_validate(self.model_dump(include=set(Weights.model_fields)))
+
+    @model_validator(mode="after")
+    def _search_gives_candidates(self) -> "ServedModel":
+        if self.rerank is not None:
+            try:
+                self.rerank.require_candidates(self.decoding)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        return self
+
+    def absolute(self) -> "ServedModel":
+        """The same with paths as any process of the cluster finds them."""
+        changed: dict[str, Any] = {"model": absolute_source(self.model)}
+        if self.rbm is not None:
+            changed["rbm"] = storage.absolute(self.rbm)
+        if self.rerank is not None:
+            changed["rerank"] = absolute_rerank(self.rerank)
+        return self.model_copy(update=changed)
+
+
+class Routing(Config):
+    """Which models are served, and how requests are shared among them: the ingress's ``user_config``, changed
+    without restarting anything."""
+
+    models: dict[str, ServedModel] = Field(min_length=1)
+    """By the name that clients see."""
+
+    draining: bool = False
+    """Not ready for new requests any more, while those in flight are answered."""
+
+    @model_validator(mode="after")
+    def _some_model_takes_requests(self) -> "Routing":
+        if not any(model.traffic for model in self.models.values()):
+            raise ValueError("models: every model's traffic is 0; give one of them more")
+        return self
+
+
+def resident(
+    load: Callable[[Weights], Awaitable[LoadedT]], max_models: int
+) -> Callable[[str], Awaitable[LoadedT]]:
+    """From a weights key to what is loaded for it; the least recently used of more than ``max_models`` is dropped.
+
+    In a replica Serve's multiplexing does this, and sends further requests for a model to replicas that hold it;
+    elsewhere, in one process, all stay.
+    """
+
+    async def load_key(key: str) -> LoadedT:
+        return await load(Weights.from_key(key))
+
+    if _in_replica():
+        multiplexed: Callable[[str], Awaitable[LoadedT]] = serve.multiplexed(max_num_models_per_replica=max_models)(
+            load_key
+        )
+        return multiplexed
+    loaded: dict[str, LoadedT] = {}
+
+    async def keep(key: str) -> LoadedT:
+        if key not in loaded:
+            loaded[key] = await load_key(key)
+        return loaded[key]
+
+    return keep
+
+
+def _in_replica() -> bool:
+    try:
+        serve.get_replica_context()
+    except Exception as error:  # Serve's own kind differs by where it is asked
+        if "replica" not in str(error).lower():
+            raise
+        return False
+    return True
