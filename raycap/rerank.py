@@ -65,8 +65,7 @@ class Rerank(Config):
         Raises:
             UserError: it does not; ``field`` names the setting that holds ``decoding``.
         """
-        draws = decoding.do_sample and decoding.num_beams == 1
-        if not draws and decoding.num_beams < self.num_candidates:
+        if not decoding.do_sample and decoding.num_beams < self.num_candidates:
             raise UserError(
                 f"{field}.num_beams = {decoding.num_beams}: gives no {self.num_candidates} candidates; set at least "
                 f"{self.num_candidates}, or 1 with do_sample: true"

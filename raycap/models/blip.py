@@ -6,11 +6,12 @@ Pre-training"). Shapes: B batch, H = W image size, N image tokens, D embed_dim, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     BlipConfig,
     BlipForConditionalGeneration,
@@ -24,42 +25,9 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from raycap.config import Config
 from raycap.errors import UserError
-
-
-class Decoding(Config):
-    """How captions are searched: greedy, beam or nucleus."""
-
-    max_new_tokens: int = Field(default=20, ge=1)
-    """Longest caption, in tokens."""
-
-    num_beams: int = Field(default=1, ge=1)
-    """1 is greedy (or sampling); 3 is BLIP's published setting."""
-
-    do_sample: bool = False
-    """Draw tokens instead of taking the most probable."""
-
-    temperature: float = Field(default=1.0, gt=0)
-    """Of sampling."""
-
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus of sampling."""
-
-    seed: int = 0
-    """Of sampling."""
-
-    prompt: str = ""
-    """Text the caption continues; it stands in the result."""
-
-    def generate_options(self) -> dict[str, object]:
-        """Keyword arguments of transformers' ``generate``."""
-        options: dict[str, object] = {
-            "max_new_tokens": self.max_new_tokens,
-            "num_beams": self.num_beams,
-            "do_sample": self.do_sample,
-        }
-        if self.do_sample:
-            options |= {"temperature": self.temperature, "top_p": self.top_p}
-        return options
+from raycap.models.caption_search import Caption, count_rows
+from raycap.models.continuous_decoding import ContinuousDecoder, DecodingRequest
+from raycap.models.decoding import Decoding
 
 
 class BlipImageEncoder(nn.Module):
@@ -155,7 +123,7 @@ class BlipCaptionDecoder(nn.Module):
             UserError: they do not; ``field`` names the setting that holds ``decoding``.
         """
         positions = self.text_decoder.config.max_position_embeddings
-        most = positions - self._prompt_ids(decoding.prompt, 1).shape[1]
+        most = positions - len(self.prompt_ids(decoding.prompt))
         if decoding.max_new_tokens > most:
             raise UserError(
                 f"{field}.max_new_tokens = {decoding.max_new_tokens}: the decoder has {positions} positions; "
@@ -164,17 +132,18 @@ class BlipCaptionDecoder(nn.Module):
 
     @torch.inference_mode()
     def generate(self, image_embeds: torch.Tensor, decoding: Decoding) -> list[str]:
-        """One caption for each image, equal to ``BlipForConditionalGeneration.generate``'s.
+        """One caption for each image; unless drawn, equal to ``BlipForConditionalGeneration.generate``'s.
 
         Args:
             image_embeds: (B, N, D) in the weights' type.
-            decoding: how to search; sampling is seeded anew by each call.
+            decoding: how to search; sampling is seeded anew for each image, so that its caption is the one it would
+                have alone.
 
         Returns:
             B captions without special tokens.
         """
-        token_ids = self._search(image_embeds, decoding, num_candidates=1)
-        return self.tokenizer.batch_decode(token_ids[:, 1:], skip_special_tokens=True)
+        captions = [best for (best,) in self._search(image_embeds, decoding, num_candidates=1)]
+        return self.tokenizer.batch_decode([caption.token_ids[1:] for caption in captions], skip_special_tokens=True)
 
     @torch.inference_mode()
     def propose(self, image_embeds: torch.Tensor, decoding: Decoding, num_candidates: int) -> torch.Tensor:
@@ -187,31 +156,29 @@ class BlipCaptionDecoder(nn.Module):
         Returns:
             token ids (B, C, T): bos, prompt, caption, and, where the caption ended by itself, [SEP] and padding.
         """
-        return self._search(image_embeds, decoding, num_candidates).unflatten(0, (-1, num_candidates))
+        rows = [
+            torch.tensor(caption.token_ids)
+            for captions in self._search(image_embeds, decoding, num_candidates)
+            for caption in captions
+        ]
+        token_ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
+        return token_ids.unflatten(0, (-1, num_candidates)).to(image_embeds.device)
 
-    def _search(self, image_embeds: torch.Tensor, decoding: Decoding, num_candidates: int) -> torch.Tensor:
-        """(B, N, D) to token ids (B * num_candidates, T)."""
-        input_ids = self._prompt_ids(decoding.prompt, len(image_embeds)).to(image_embeds.device)
-        image_mask = torch.ones(image_embeds.shape[:-1], dtype=torch.long, device=image_embeds.device)
-        devices = [image_embeds.device] if image_embeds.is_cuda else []
-        with torch.random.fork_rng(devices=devices, enabled=decoding.do_sample):
-            if decoding.do_sample:
-                torch.manual_seed(decoding.seed)
-            token_ids: torch.Tensor = self.text_decoder.generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                eos_token_id=self.eos_id,
-                pad_token_id=self.pad_id,
-                encoder_hidden_states=image_embeds,
-                encoder_attention_mask=image_mask,
-                num_return_sequences=num_candidates,
-                **decoding.generate_options(),
-            )
-        return token_ids
-
-    def _prompt_ids(self, prompt: str, batch_size: int) -> torch.Tensor:
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """The tokens a caption begins with: bos and prompt."""
         prompt_ids = self.tokenizer(prompt, add_special_tokens=False)["input_ids"] if prompt else []
-        return torch.tensor([[self.bos_id, *prompt_ids]]).repeat(batch_size, 1)  # (B, 1 + prompt)
+        return [self.bos_id, *prompt_ids]
+
+    def _search(self, image_embeds: torch.Tensor, decoding: Decoding, num_candidates: int) -> list[list[Caption]]:
+        """(B, N, D) to ``num_candidates`` captions of each image."""
+        searching = ContinuousDecoder(self, len(image_embeds) * count_rows(decoding, num_candidates))
+        searching.add_all(
+            [DecodingRequest(index, image, decoding, num_candidates) for index, image in enumerate(image_embeds)]
+        )
+        found: dict[Hashable, list[Caption]] = {}
+        while searching.num_active_rows:
+            found |= {ended.request_id: ended.captions for ended in searching.step() if ended.captions is not None}
+        return [found[index] for index in range(len(image_embeds))]
 
 
 class BlipShape(Config):

@@ -11,6 +11,7 @@ from PIL import Image
 from tiny import png
 from transformers import AutoTokenizer, BlipForConditionalGeneration
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+from transformers_search import generate_options
 
 from raycap.models.blip import BlipShape, Decoding
 from raycap.predictor import CaptionPredictor, Refinement
@@ -18,9 +19,9 @@ from raycap.predictor import CaptionPredictor, Refinement
 SEARCHES = {
     "greedy": Decoding(max_new_tokens=8),
     "beam 3": Decoding(max_new_tokens=8, num_beams=3),
-    "sampling": Decoding(max_new_tokens=8, do_sample=True, temperature=1.5, top_p=0.95, seed=3),
     "prompt": Decoding(max_new_tokens=6, num_beams=2, prompt="a red"),
 }
+SAMPLING = Decoding(max_new_tokens=8, do_sample=True, temperature=1.5, top_p=0.95, seed=3)
 
 
 def images(count: int = 6) -> list[Image.Image]:
@@ -35,8 +36,7 @@ def captions_of_transformers(directory: str, decoding: Decoding) -> list[str]:
     if decoding.prompt:
         encoded = tokenizer([decoding.prompt] * len(pixels), return_tensors="pt")
         prompt = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-    torch.manual_seed(decoding.seed)
-    token_ids = model.generate(pixel_values=pixels, **prompt, **decoding.generate_options())
+    token_ids = model.generate(pixel_values=pixels, **prompt, **generate_options(decoding))
     return tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
 
@@ -45,6 +45,15 @@ def test_captions_equal_those_of_transformers(tiny_blip: str, name: str) -> None
     expected = captions_of_transformers(tiny_blip, SEARCHES[name])
     assert CaptionPredictor.from_pretrained(tiny_blip).caption(images(), SEARCHES[name]) == expected
     assert len(set(expected)) > 1, "images that all get one caption prove nothing"
+
+
+def test_one_draw_is_the_first_of_several_and_another_seed_draws_another(tiny_blip: str) -> None:
+    predictor = CaptionPredictor.from_pretrained(tiny_blip)
+    decoder, embeds = predictor.decoder.decoder, predictor.encode(predictor.preprocess(images()))
+    captions = decoder.generate(embeds, SAMPLING)
+    draws = decoder.propose(embeds, SAMPLING, 3)
+    assert decoder.tokenizer.batch_decode(draws[:, 0, 1:], skip_special_tokens=True) == captions
+    assert decoder.generate(embeds, SAMPLING.model_copy(update={"seed": 4})) != captions
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -76,14 +85,16 @@ def test_sampling_leaves_the_global_generator_alone(tiny_blip: str) -> None:
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    predictor.caption(images(1), SEARCHES["sampling"])
+    predictor.caption(images(1), SAMPLING)
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_caption_does_not_depend_on_its_batch(tiny_blip: str) -> None:
+@pytest.mark.parametrize("decoding", [SEARCHES["beam 3"], SAMPLING], ids=["beam 3", "sampling"])
+def test_a_caption_does_not_depend_on_its_batch(tiny_blip: str, decoding: Decoding) -> None:
     predictor = CaptionPredictor.from_pretrained(tiny_blip)
-    together = predictor.caption(images(), SEARCHES["beam 3"])
-    assert [predictor.caption([image], SEARCHES["beam 3"])[0] for image in images()] == together
+    together = predictor.caption(images(), decoding)
+    assert [predictor.caption([image], decoding)[0] for image in images()] == together
+    assert len(set(together)) > 1
 
 
 def test_bf16_weights_leave_the_preprocessing_exact(tiny_blip: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from tiny import CAPTIONS, png
 from transformers import BlipForConditionalGeneration
+from transformers_search import generate_options
 
 from raycap.checkpoint import load_blip
 from raycap.data.text import encode_captions
@@ -74,7 +75,7 @@ def test_log_probabilities_are_the_scores_that_beam_search_itself_gives(
         return_dict_in_generate=True,
         output_scores=True,
         length_penalty=0.0,
-        **BEAM.generate_options(),
+        **generate_options(BEAM),
     )
     candidates = outputs.sequences.unflatten(0, (5, 4))
     scores = score_captions(decoder, image_embeds, candidates)

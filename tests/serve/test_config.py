@@ -22,7 +22,7 @@ from raycap.serve.config import CaptionArgs, StageOptions
         ({"model": "m", "rerank": {}}, "decoding.num_beams = 1: gives no 5 candidates; set at least 5"),
         ({"model": "m", "rerank": {"free_energy_weight": 1}}, "free_energy_weight (1) needs an RBM; set rbm"),
         ({"model": "m", "rerank": {"clip_weight": 1}}, "clip_weight (1) needs a CLIP; set clip, or weigh it 0"),
-        ({"model": "m", "decoding": {"do_sample": True}}, "decoder.batch_size (8) must be 1 with decoding.do_sample"),
+        ({"model": "m", "decoding": {"do_sample": True, "num_beams": 3}}, "num_beams (3) must be 1 with do_sample"),
     ],
 )
 def test_a_bad_argument_is_one_line_from_serve_too(values, message):
