@@ -20,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -87,6 +88,11 @@ def pair_id(model: str, encoder: BlipImageEncoder, decoder: BlipCaptionDecoder) 
     vocabulary = sorted(decoder.tokenizer.get_vocab().items())
     fingerprint = _fingerprint(decoder, [encoder_fingerprint(encoder), vocabulary])
     return EncoderId(f"{model} (image and caption)", fingerprint)
+
+
+def refiner_fingerprint(refiner: nn.Module) -> str:
+    """SHA-256 (16 hex digits) over a refiner's kind and weights."""
+    return _fingerprint(refiner, type(refiner).__name__)
 
 
 def _fingerprint(module: nn.Module, settings: Any) -> str:
@@ -166,14 +172,20 @@ def _read_pretrained_config(source: str, field: str, kind: type[BlipConfig | CLI
     return config
 
 
+# from_pretrained builds models on a meta device that it sets for the whole process: in another thread, which loads
+# too, weights would then be missing.
+_LOADING = threading.Lock()
+
+
 def _load_pretrained(source: str, field: str, load: Callable[[str], LoadedT]) -> LoadedT:
     transformers_logging.disable_progress_bar()
     if not _is_directory(source):
         try:
-            return load(source)
+            with _LOADING:
+                return load(source)
         except OSError as error:
             raise _not_on_hub(source, field, error) from None
-    with storage.local_directory(source) as directory:
+    with storage.local_directory(source) as directory, _LOADING:
         try:
             return load(str(directory))
         except OSError as error:

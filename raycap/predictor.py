@@ -71,7 +71,8 @@ class RefinerStage:
     """
 
     def __init__(self, rbm: str, encoder: EncoderId | None = None) -> None:
-        self.refiner: Refiner = load_refiner(rbm, encoder).to(default_device())
+        self.device = default_device()
+        self.refiner: Refiner = load_refiner(rbm, encoder).to(self.device)
 
     def __call__(self, image_embeds: torch.Tensor, refinement: Refinement) -> torch.Tensor:
         return self.refiner(image_embeds, gate=refinement.gate, passes=refinement.passes)

@@ -91,6 +91,9 @@ class Candidate(NamedTuple):
     clip_score: float
     """Cosine between CLIP's embeddings of image and caption; 0 without a CLIP."""
 
+    token_ids: list[int]
+    """bos, prompt, caption, and [SEP] where it ended by itself."""
+
 
 class Reranker:
     """Proposes captions and chooses among them, on the device.
@@ -148,8 +151,24 @@ class Reranker:
             image_embeds: (B, N, D) in the decoder's type, as the decoder reads them: refined, if they are.
             image_features: (B, E) of the images themselves, from the other half of ``settings.clip``.
         """
+        token_ids = decoder.propose(image_embeds, decoding, self.settings.num_candidates)
+        return self.judge(decoder, image_embeds, token_ids, decoding, image_features)
+
+    @torch.inference_mode()
+    def judge(
+        self,
+        decoder: BlipCaptionDecoder,
+        image_embeds: torch.Tensor,
+        token_ids: torch.Tensor,
+        decoding: Decoding,
+        image_features: torch.Tensor | None = None,
+    ) -> list[list[Candidate]]:
+        """The candidates of :meth:`propose`, of captions that are proposed already.
+
+        Args:
+            token_ids: (B, C, T), as :meth:`BlipCaptionDecoder.propose` gives them.
+        """
         assert (image_features is None) == (self.clip is None), "image_features are for a CLIP, and a CLIP needs them"
-        token_ids = decoder.propose(image_embeds, decoding, self.settings.num_candidates)  # (B, C, T)
         num_given = count_prompt_tokens(decoder.tokenizer, decoding.prompt)
         scores = score_captions(decoder, image_embeds, token_ids, num_given)
         log_probability = scores.log_probability
@@ -158,14 +177,15 @@ class Reranker:
         free_energy = torch.zeros_like(log_probability)
         if self.rbm is not None:
             free_energy = self.rbm.rbm.free_energy(self.rbm.standardise(scores.joint_embeds))
-        texts = decoder.tokenizer.batch_decode(token_ids[..., 1:].flatten(0, 1), skip_special_tokens=True)
+        rows = [[token for token in row if token != decoder.pad_id] for row in token_ids.flatten(0, 1).tolist()]
+        texts = decoder.texts(rows)
         clip_score = torch.zeros_like(log_probability)
         if self.clip is not None and image_features is not None:
             text_features = self.clip(texts).unflatten(0, token_ids.shape[:2])  # (B, C, E)
             clip_score = (image_features.to(text_features)[:, None] * text_features).sum(-1)
         figures = (figure.flatten().tolist() for figure in (log_probability, free_energy, clip_score))
-        candidates = [Candidate(*of_candidate) for of_candidate in zip(texts, *figures, strict=True)]
-        num = self.settings.num_candidates
+        candidates = [Candidate(*of_candidate) for of_candidate in zip(texts, *figures, rows, strict=True)]
+        num = token_ids.shape[1]
         return [_distinct(candidates[start : start + num]) for start in range(0, len(candidates), num)]
 
 

@@ -143,7 +143,7 @@ class BlipCaptionDecoder(nn.Module):
             B captions without special tokens.
         """
         captions = [best for (best,) in self._search(image_embeds, decoding, num_candidates=1)]
-        return self.tokenizer.batch_decode([caption.token_ids[1:] for caption in captions], skip_special_tokens=True)
+        return self.texts([caption.token_ids for caption in captions])
 
     @torch.inference_mode()
     def propose(self, image_embeds: torch.Tensor, decoding: Decoding, num_candidates: int) -> torch.Tensor:
@@ -156,13 +156,19 @@ class BlipCaptionDecoder(nn.Module):
         Returns:
             token ids (B, C, T): bos, prompt, caption, and, where the caption ended by itself, [SEP] and padding.
         """
-        rows = [
-            torch.tensor(caption.token_ids)
-            for captions in self._search(image_embeds, decoding, num_candidates)
-            for caption in captions
-        ]
-        token_ids = pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
-        return token_ids.unflatten(0, (-1, num_candidates)).to(image_embeds.device)
+        found = self._search(image_embeds, decoding, num_candidates)
+        return self.pad([caption.token_ids for captions in found for caption in captions]).unflatten(
+            0, (-1, num_candidates)
+        )
+
+    def pad(self, token_ids: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Rows of tokens as one tensor, (rows, longest), on the weights' device."""
+        rows = [torch.tensor(row) for row in token_ids]
+        return pad_sequence(rows, batch_first=True, padding_value=self.pad_id).to(self.text_decoder.device)
+
+    def texts(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
+        """Rows of tokens, each beginning with bos, as text without special tokens."""
+        return self.tokenizer.batch_decode([list(row[1:]) for row in token_ids], skip_special_tokens=True)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """The tokens a caption begins with: bos and prompt."""

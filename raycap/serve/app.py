@@ -4,50 +4,54 @@ No ``from __future__ import annotations`` here: Serve reads the builder's annota
 arguments, and with it would skip that without a word.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from ray import serve
 from ray.serve import Application
 
-from raycap import storage
-from raycap.checkpoint import absolute_source, load_refiner, read_blip_config
+from raycap.checkpoint import load_refiner, read_blip_config
 from raycap.errors import UserError
-from raycap.rerank import Reranker, absolute_rerank
-from raycap.serve.config import CaptionArgs, ServeArgsError
+from raycap.rerank import Reranker
+from raycap.serve.config import CaptionArgs, Cpu, DeploymentOptions, Disaggregated, ServeArgsError
+from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment
 from raycap.serve.ingress import CaptionIngress
-from raycap.serve.requests import ModelInfo
-from raycap.serve.stages import Decoder, Encoder, Refiner
+from raycap.serve.models import ServedModel
 
 
 def build(args: CaptionArgs) -> Application:
-    """Encoder, RBM (where given) and decoder, joined by handles behind an HTTP ingress.
+    """The stages, as the shape joins them, behind an HTTP ingress.
 
     Raises:
         ServeArgsError: a path leads to no such model. Found here, no replica starts in vain.
     """
     # Replicas may have another working directory, or none of these files: on more than one machine give s3://.
-    model = absolute_source(args.model)
-    rbm = storage.absolute(args.rbm) if args.rbm is not None else None
-    rerank = absolute_rerank(args.rerank) if args.rerank is not None else None
-    try:
-        image_size = read_blip_config(model).vision_config.image_size
-        if rbm is not None:
-            load_refiner(rbm)
-        if rerank is not None:
-            Reranker(rerank)
-    except UserError as error:
-        raise ServeArgsError(f"args.{error}") from None
+    routing = args.routing
+    for name, model in routing.models.items():
+        try:
+            _look_at(model)
+        except UserError as error:
+            raise ServeArgsError(f"args.models.{name}.{error}") from None
+    user_config = routing.model_dump(mode="json")
 
-    info = ModelInfo(id=args.name, refined=rbm is not None, image_size=image_size)
-    encoder = serve.deployment(name="encoder", **args.encoder.deployment_options())(Encoder).bind(
-        model, rbm, rerank.clip if rerank is not None else None, args.precision, args.encoder
-    )
-    refiner = None
-    if rbm is not None:
-        refiner = serve.deployment(name="refiner", **args.refiner.deployment_options())(Refiner).bind(
-            rbm, args.refinement, args.refiner
-        )
-    decoder = serve.deployment(name="decoder", **args.decoder.deployment_options())(Decoder).bind(
-        model, args.decoding, rerank, args.precision, args.decoder
-    )
-    return serve.deployment(name="ingress", **args.ingress.deployment_options())(CaptionIngress).bind(
-        info, args.limits, encoder, refiner, decoder
-    )
+    def deploy(name: str, kind: Callable[..., Any], options: DeploymentOptions, *arguments: Any) -> Application:
+        deployment = serve.deployment(name=name, user_config=user_config, **options.for_serve())(kind)
+        return deployment.bind(*arguments)
+
+    shape = args.shape
+    if isinstance(shape, Disaggregated):
+        encoder = deploy("encoder", EncoderDeployment, shape.encoder, shape.encoder)
+        refiner = deploy("refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder)
+        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, refiner)
+    else:
+        options = shape.captioner
+        captioner = deploy("captioner", CaptionerDeployment, options, options, isinstance(shape, Cpu))
+    return deploy("ingress", CaptionIngress, args.ingress, args, captioner)
+
+
+def _look_at(model: ServedModel) -> None:
+    read_blip_config(model.model)
+    if model.rbm is not None:
+        load_refiner(model.rbm)
+    if model.rerank is not None:
+        Reranker(model.rerank)

@@ -152,7 +152,9 @@ class Cpu(Config):
     @model_validator(mode="after")
     def _no_gpu(self) -> "Cpu":
         if self.captioner.num_gpus:
-            raise ValueError(f"captioner.num_gpus ({self.captioner.num_gpus:g}) must be 0; choose kind: fused for a GPU")
+            raise ValueError(
+                f"captioner.num_gpus ({self.captioner.num_gpus:g}) must be 0; choose kind: fused for a GPU"
+            )
         return self
 
     def deployments(self) -> dict[str, ComputeOptions]:

@@ -1,10 +1,13 @@
 """The models an application serves: what a request may name, and what the stages load for it."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
 from ray import serve
+from ray.serve.exceptions import RayServeException
 
 from raycap import storage
 from raycap.checkpoint import absolute_source
@@ -95,9 +98,7 @@ class Routing(Config):
         return self
 
 
-def resident(
-    load: Callable[[Weights], Awaitable[LoadedT]], max_models: int
-) -> Callable[[str], Awaitable[LoadedT]]:
+def resident(load: Callable[[Weights], Awaitable[LoadedT]], max_models: int) -> Callable[[str], Awaitable[LoadedT]]:
     """From a weights key to what is loaded for it; the least recently used of more than ``max_models`` is dropped.
 
     In a replica Serve's multiplexing does this, and sends further requests for a model to replicas that hold it;
@@ -122,11 +123,14 @@ def resident(
     return keep
 
 
+async def in_thread(executor: Executor, function: Callable[..., LoadedT], *arguments: Any) -> LoadedT:
+    """Run where blocking does no harm."""
+    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+
+
 def _in_replica() -> bool:
     try:
         serve.get_replica_context()
-    except Exception as error:  # Serve's own kind differs by where it is asked
-        if "replica" not in str(error).lower():
-            raise
+    except RayServeException:
         return False
     return True

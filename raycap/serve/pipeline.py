@@ -1,15 +1,16 @@
 """What travels between the HTTP ingress and the stages, and what each asks of the next.
 
 A caption is pulled: the ingress asks the decoder, the decoder asks the refiner for embeddings, the refiner asks the
-encoder. So embeddings go by value from stage to stage and never through the ingress, and a streamed token
-has one hop to go. Whether a stage is a deployment of its own or an object in the same process, it is asked the same way.
+encoder. So embeddings go by value from stage to stage and never through the ingress, and a streamed token has one
+hop to go. A stage is asked in the same way whether it is a deployment of its own or an object in the same process.
 """
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from raycap.models.blip import Decoding
 from raycap.predictor import Refinement
@@ -45,17 +46,29 @@ class CaptionTask(ImageTask):
 class Encoded:
     """What a stage hands on of an image."""
 
-    image_embeds: np.ndarray
-    """(N, D) float16."""
+    image_embeds: torch.Tensor
+    """(N, D) float16, on the device that made it; where it leaves the process it travels from and to the CPU."""
 
     versions: dict[str, str]
-    """Fingerprint of each model that made it, by its part: ``encoder``, ``refiner``."""
+    """Fingerprint of each model that made it: ``encoder``, ``refiner``."""
 
-    image_features: np.ndarray | None = None
+    image_features: torch.Tensor | None = None
     """CLIP's, (E,) float32, if one re-ranks."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     """Each stage's own time, waiting for its batch and for other stages not included."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # NumPy's arrays are pickled as they lie in memory, several times faster than tensors.
+        features = None if self.image_features is None else self.image_features.cpu().numpy()
+        return _arrived, (self.image_embeds.cpu().numpy(), self.versions, features, self.seconds)
+
+
+def _arrived(
+    image_embeds: np.ndarray, versions: dict[str, str], features: np.ndarray | None, seconds: dict[str, float]
+) -> Encoded:
+    image_features = None if features is None else torch.from_numpy(features)
+    return Encoded(torch.from_numpy(image_embeds), versions, image_features, seconds)
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,9 @@ class EmbeddingSource(Protocol):
 
     async def __call__(self, task: ImageTask) -> Encoded: ...
 
+    async def prepare(self, weights: str) -> None:
+        """Load these weights, here and in all that is asked, and run them once."""
+
 
 class Captioner(Protocol):
     """The whole of the stages, from the ingress's view.
@@ -112,3 +128,6 @@ class Captioner(Protocol):
 
     async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
         """The embeddings before and after the refiner."""
+
+    async def prepare(self, weights: str) -> None:
+        """Load these weights in every stage and run them once, so that the first request finds them warm."""

@@ -1,153 +1,150 @@
-"""The predictor's three stages as Serve deployments, with batches made from concurrent requests.
+"""The predictor's three stages with batches made from concurrent requests: the same objects whether each is a
+deployment of its own or all are in one replica."""
 
-Between them travel image embeddings as float16 NumPy arrays: half the bytes of float32, and BLIP's last layer
-normalises them to far within float16's range. bfloat16 has no NumPy type.
-"""
-
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
-from ray import serve
 
-from raycap.checkpoint import load_blip, load_refiner, pair_id
-from raycap.hardware import Precision
-from raycap.models.blip import Decoding
-from raycap.predictor import DecoderStage, EncoderStage, Refinement, RefinerStage, load_clip_image_encoder
-from raycap.rerank import Rerank, Reranker
-from raycap.serve.config import BatchedStageOptions, StageOptions
-
-InputT = TypeVar("InputT")
-OutputT = TypeVar("OutputT")
+from raycap.checkpoint import load_blip, load_refiner, refiner_fingerprint
+from raycap.models.clip import ClipImageEncoder
+from raycap.predictor import EncoderStage, RefinerStage, load_clip_image_encoder
+from raycap.serve.batching import Batcher
+from raycap.serve.cache import ByteCache
+from raycap.serve.config import EncoderOptions, RefinerOptions
+from raycap.serve.models import Weights, in_thread, resident
+from raycap.serve.pipeline import EmbeddingSource, Encoded, ImageTask
 
 
-class Encoded(NamedTuple):
-    """What the decoder is to know of an image."""
-
-    image_embeds: np.ndarray
-    """(N, D) float16."""
-
-    image_features: np.ndarray | None
-    """CLIP's, (E,) float32, if one re-ranks."""
+@dataclass(frozen=True)
+class _Encoding:
+    stage: EncoderStage
+    clip: ClipImageEncoder | None
+    fingerprint: str
 
 
 class Encoder:
-    """Pixels to image embeddings.
+    """Pixels to image embeddings, and, where a CLIP re-ranks, its features of the same pixels.
 
     Args:
-        rbm: the refiner that follows; one that was trained on another encoder is refused here, where
-            the encoder's weights are at hand.
-        clip: the CLIP that re-ranks; its half that reads images works here.
+        options: sizes of batch and cache.
+        executor: one thread that computes.
     """
 
-    def __init__(
-        self, model: str, rbm: str | None, clip: str | None, precision: Precision, options: BatchedStageOptions
-    ) -> None:
-        _limit_threads(options)
-        self.stage = EncoderStage.from_pretrained(model, precision)
-        if rbm is not None:
-            load_refiner(rbm, self.stage.id)
-        self.clip = load_clip_image_encoder(clip, "args.rerank.clip") if clip is not None else None
-        self.encode = _batched(self.encode_batch, options)
+    def __init__(self, options: EncoderOptions, executor: Executor) -> None:
+        self.options, self.executor = options, executor
+        self.cache: ByteCache[Encoded] = ByteCache(options.cache_bytes)
+        self.models = resident(self._load, options.max_models)
+        self.batcher = Batcher(self._encode, executor, options.batch_size, options.batch_wait_seconds)
 
-    def encode_batch(self, images: list[np.ndarray]) -> list[Encoded]:
-        """(H, W, 3) uint8 each."""
+    async def __call__(self, task: ImageTask) -> Encoded:
+        key = (task.weights, task.digest)
+        cached = self.cache.get(key)
+        if cached is not None:
+            return cached
+        encoded = await self.batcher(task.pixels, await self.models(task.weights))
+        # Of a batch's embeddings, which one tensor holds, only this image's are kept.
+        kept = replace(encoded, image_embeds=encoded.image_embeds.clone(), seconds={"encode": 0.0})
+        self.cache.put(key, kept, kept.image_embeds.nbytes)
+        return encoded
+
+    async def prepare(self, weights: str) -> None:
+        await self.models(weights)
+
+    async def _load(self, weights: Weights) -> _Encoding:
+        return await in_thread(self.executor, self._load_and_warm, weights)
+
+    def _load_and_warm(self, weights: Weights) -> _Encoding:
+        encoder, _ = load_blip(weights.model)
+        stage = EncoderStage(encoder, weights.model, weights.precision)
+        if weights.rbm is not None:
+            # Refused here, where the encoder's weights are at hand, if it was trained on another's embeddings.
+            load_refiner(weights.rbm, stage.id)
+        clip_source = None if weights.rerank is None else weights.rerank.clip
+        clip = None if clip_source is None else load_clip_image_encoder(clip_source)
+        loaded = _Encoding(stage, clip, stage.id.fingerprint)
+        self._encode(loaded, [np.zeros((stage.image_size, stage.image_size, 3), np.uint8)])
+        return loaded
+
+    def _encode(self, loaded: Any, images: Sequence[np.ndarray]) -> list[Encoded]:
+        began = perf_counter()
         pixels = np.stack(images)
-        image_embeds = _to_wire(self.stage(pixels))
-        image_features = [None] * len(images) if self.clip is None else self.clip(pixels).cpu().numpy()
-        return [Encoded(*of_image) for of_image in zip(image_embeds, image_features, strict=True)]
+        image_embeds = loaded.stage(pixels).half()
+        features: Any = [None] * len(images) if loaded.clip is None else loaded.clip(pixels)
+        _finish(image_embeds)
+        seconds = {"encode": perf_counter() - began}
+        return [
+            Encoded(of_image, {"encoder": loaded.fingerprint}, of_clip, seconds)
+            for of_image, of_clip in zip(image_embeds, features, strict=True)
+        ]
 
-    async def __call__(self, pixels: np.ndarray) -> Encoded:
-        return await self.encode(pixels)
+
+@dataclass(frozen=True)
+class _Refining:
+    stage: RefinerStage
+    fingerprint: str
 
 
 class Refiner:
-    """Image embeddings to refined ones. No batches: one image's tokens fill a matrix product already."""
-
-    def __init__(self, rbm: str, refinement: Refinement, options: StageOptions) -> None:
-        _limit_threads(options)
-        self.stage, self.refinement = RefinerStage(rbm), refinement
-
-    def refine(self, encoded: Encoded) -> Encoded:
-        """CLIP's features stay as they are."""
-        image_embeds = self.stage(_from_wire([encoded.image_embeds]), self.refinement)
-        return encoded._replace(image_embeds=_to_wire(image_embeds)[0])
-
-    async def __call__(self, encoded: Encoded) -> Encoded:
-        return await asyncio.to_thread(self.refine, encoded)
-
-
-class Decoder:
-    """Image embeddings to a caption.
+    """Image embeddings to refined ones; without an RBM, and with gate 0, those that came.
 
     Args:
-        rerank: how to choose among candidates; an RBM that was trained on another BLIP's pairs is refused here.
+        source: of the embeddings.
+        options: size of a batch.
+        executor: one thread that computes.
     """
 
-    def __init__(
-        self,
-        model: str,
-        decoding: Decoding,
-        rerank: Rerank | None,
-        precision: Precision,
-        options: BatchedStageOptions,
-    ) -> None:
-        _limit_threads(options)
-        encoder, decoder = load_blip(model)
-        # Before the stage casts the weights: the RBM knows them as they were.
-        self.reranker = (
-            Reranker(rerank, pair_id(model, encoder, decoder), "args.rerank") if rerank is not None else None
-        )
-        self.stage, self.decoding = DecoderStage(decoder, precision), decoding
-        self.stage.decoder.require_room(decoding, "args.decoding")
-        self.decode = _batched(self.decode_batch, options)
+    def __init__(self, source: EmbeddingSource, options: RefinerOptions, executor: Executor) -> None:
+        self.source, self.options, self.executor = source, options, executor
+        self.models = resident(self._load, options.max_models)
+        self.batcher = Batcher(self._refine, executor, options.batch_size, options.batch_wait_seconds)
 
-    def decode_batch(self, encoded: list[Encoded]) -> list[str]:
-        """To a caption each."""
-        image_embeds = _from_wire([of_image.image_embeds for of_image in encoded])
-        features = [of_image.image_features for of_image in encoded if of_image.image_features is not None]
-        return self.stage(image_embeds, self.decoding, self.reranker, _from_wire(features) if features else None)
+    async def __call__(self, task: ImageTask) -> Encoded:
+        return await self.refine(task, await self.source(task))
 
-    async def __call__(self, encoded: Encoded) -> str:
-        return await self.decode(encoded)
+    async def refine(self, task: ImageTask, encoded: Encoded) -> Encoded:
+        """What comes of embeddings that are there already."""
+        if Weights.from_key(task.weights).rbm is None or task.refinement.gate == 0:
+            return encoded
+        loaded = await self.models(task.weights)
+        return await self.batcher(encoded, (loaded, task.refinement))
 
+    async def prepare(self, weights: str) -> None:
+        await self.source.prepare(weights)
+        if Weights.from_key(weights).rbm is not None:
+            await self.models(weights)
 
-def _to_wire(image_embeds: torch.Tensor) -> np.ndarray:
-    return image_embeds.half().cpu().numpy()
+    async def _load(self, weights: Weights) -> _Refining:
+        return await in_thread(self.executor, self._load_and_warm, weights)
 
+    def _load_and_warm(self, weights: Weights) -> _Refining:
+        assert weights.rbm is not None
+        stage = RefinerStage(weights.rbm)
+        return _Refining(stage, refiner_fingerprint(stage.refiner))
 
-def _from_wire(arrays: list[np.ndarray]) -> torch.Tensor:
-    # Stacking copies, which it must: arrays out of Ray's object store are read-only.
-    return torch.from_numpy(np.stack(arrays))  # (B, ...)
-
-
-def _batched(
-    compute: Callable[[list[InputT]], list[OutputT]], options: BatchedStageOptions
-) -> Callable[[InputT], Awaitable[OutputT]]:
-    """One request's view of a function of many: concurrent calls share a batch.
-
-    The function runs in a thread, so that the next batch gathers meanwhile. With batch_size 1
-    Serve's batching stays out of it; it needs a replica around it, and a test may have none.
-    """
-    if options.batch_size == 1:
-        one_at_a_time = asyncio.Semaphore(1)
-
-        async def alone(item: InputT) -> OutputT:
-            async with one_at_a_time:
-                return (await asyncio.to_thread(compute, [item]))[0]
-
-        return alone
-
-    async def together(items: list[InputT]) -> list[OutputT]:
-        return await asyncio.to_thread(compute, items)
-
-    batch: Any = serve.batch(max_batch_size=options.batch_size, batch_wait_timeout_s=options.batch_wait_seconds)
-    batched: Callable[[InputT], Awaitable[OutputT]] = batch(together)
-    return batched
+    def _refine(self, group: Any, batch: Sequence[Encoded]) -> list[Encoded]:
+        began = perf_counter()
+        loaded, refinement = group
+        image_embeds = torch.stack([encoded.image_embeds for encoded in batch]).to(loaded.stage.device)
+        refined = loaded.stage(image_embeds, refinement)
+        _finish(refined)
+        seconds = {"refine": perf_counter() - began}
+        return [
+            replace(
+                encoded,
+                image_embeds=of_image,
+                versions=encoded.versions | {"refiner": loaded.fingerprint},
+                seconds=encoded.seconds | seconds,
+            )
+            for encoded, of_image in zip(batch, refined, strict=True)
+        ]
 
 
-def _limit_threads(options: StageOptions) -> None:
-    if options.torch_threads is not None:
-        torch.set_num_threads(options.torch_threads)
+def _finish(result: torch.Tensor) -> None:
+    """A GPU computes on its own; its time is known, and its memory may be read by others, when it is done."""
+    if result.is_cuda:
+        torch.cuda.synchronize(result.device)

@@ -8,7 +8,8 @@ from PIL import Image
 from raycap.checkpoint import EncoderId, encoder_fingerprint, pair_id, save_blip, save_refiner
 from raycap.data.images import decode_image
 from raycap.data.text import train_wordpiece
-from raycap.models.blip import BlipShape, Decoding, build_blip
+from raycap.models.blip import BlipShape, build_blip
+from raycap.models.decoding import Decoding
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 from raycap.predictor import CaptionPredictor, Refinement

@@ -1,24 +1,198 @@
+"""The stages in one process, joined as in a fused replica."""
+
+import asyncio
+import hashlib
+from dataclasses import replace
+
 import numpy as np
+import pytest
+import torch
 
 from raycap.data.images import decode_image, resize_image
-from raycap.hardware import Precision
-from raycap.models.blip import Decoding
+from raycap.errors import UserError
+from raycap.models.decoding import Decoding
+from raycap.predictor import Refinement
 from raycap.rerank import Rerank
-from raycap.serve.config import BatchedStageOptions
-from raycap.serve.stages import Decoder, Encoder
+from raycap.serve.config import CaptionerOptions
+from raycap.serve.deployments import CaptionerDeployment
+from raycap.serve.models import ServedModel
+from raycap.serve.pipeline import Captioned, CaptionTask
 
 
-def test_what_travels_is_the_same_in_a_batch_and_so_are_the_captions_that_a_clip_chose(
-    models, tiny_clip, files, predicted
-):
-    model, options = str(models / "demo/blip/model"), BatchedStageOptions(batch_size=1)
+@pytest.fixture
+def served(models):
+    """A function from a model's settings to it, in float32."""
+
+    def served(**settings):
+        settings = {"model": str(models / "demo/blip/model"), "precision": "fp32"} | settings
+        return ServedModel.model_validate(settings).absolute()
+
+    return served
+
+
+def task_of(file, model, **changes):
+    pixels = resize_image(decode_image(file), 32)
+    task = CaptionTask(pixels, hashlib.sha256(file).digest(), model.weights.key, model.refinement, model.decoding)
+    return replace(task, **changes)
+
+
+def run(tasks, options=CaptionerOptions(batch_size=4), method="caption"):  # noqa: B008 - frozen
+    """All tasks at once."""
+
+    async def run():
+        captioner = CaptionerDeployment(options, False)
+        return await asyncio.gather(*(getattr(captioner, method)(task) for task in tasks))
+
+    return asyncio.run(run())
+
+
+def captions(model, files, **changes):
+    return [answer.captions[0] for answer in run([task_of(file, model, **changes) for file in files])]
+
+
+def test_sixteen_at_once_say_what_the_predictor_says(models, files, served, predicted):
+    rbm = str(models / "demo/rbm/model")
+    said = captions(served(rbm=rbm), files)
+    assert said == predicted(rbm)
+    assert len(set(said)) > len(said) // 2, "the images must be told apart for this to show anything"
+
+
+def test_gate_0_and_no_rbm_are_both_plain_blip(models, files, served, predicted):
+    plain, rbm = predicted(None), str(models / "demo/rbm/model")
+    assert captions(served(), files) == plain
+    assert captions(served(rbm=rbm), files, refinement=Refinement(gate=0)) == plain
+    assert captions(served(rbm=rbm), files) != plain, "the refiner must matter for this to show anything"
+
+
+def test_requests_of_all_kinds_at_once_each_get_what_they_get_alone(models, files, served):
+    model = served(rbm=str(models / "demo/rbm/model"))
+    kinds = [
+        {"decoding": Decoding(num_beams=3), "num_captions": 3},
+        {"decoding": Decoding(do_sample=True, temperature=1.5, seed=7), "num_captions": 2},
+        {"decoding": Decoding(prompt="a red", max_new_tokens=5)},
+        {"refinement": Refinement(gate=0.5, passes=2)},
+        {"refinement": Refinement(gate=0)},
+        {},
+    ]
+    tasks = [task_of(file, model, **kinds[index % len(kinds)]) for index, file in enumerate(files)]
+    together = run(tasks)
+    for task, answer in zip(tasks, together, strict=True):
+        (alone,) = run([task])
+        assert answer.captions == alone.captions
+        assert answer.version == alone.version
+
+
+def test_a_stream_s_pieces_join_to_the_caption(files, served):
+    async def stream(task):
+        return [piece async for piece in CaptionerDeployment(CaptionerOptions(), False).stream(task)]
+
+    for settings in ({}, {"decoding": Decoding(prompt="a blue")}):
+        task = task_of(files[0], served(), **settings)
+        *pieces, captioned = asyncio.run(stream(task))
+        assert isinstance(captioned, Captioned)
+        assert "".join(pieces) == captioned.captions[0]
+        assert len(pieces) > 1
+    *pieces, captioned = asyncio.run(stream(task_of(files[0], served(), decoding=Decoding(num_beams=2))))
+    assert "".join(pieces) == captioned.captions[0]
+
+
+def test_a_stream_given_up_stops_the_decoder(files, served):
+    async def begin_and_stop(task):
+        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        stream = captioner.stream(task)
+        await anext(stream)
+        await stream.aclose()
+        loop = (await captioner.stage.models(task.weights)).loop
+        await asyncio.sleep(0.2)
+        return loop._continuous.num_active_rows, len(loop._active)
+
+    task = task_of(files[0], served(), decoding=Decoding(max_new_tokens=30))
+    assert asyncio.run(begin_and_stop(task)) == (0, 0)
+
+
+def test_embeddings_before_and_after_the_rbm(models, files, served):
+    from raycap.predictor import CaptionPredictor
+
+    rbm = str(models / "demo/rbm/model")
+    ((before, after),) = run([task_of(files[0], served(rbm=rbm))], method="embed")
+    predictor = CaptionPredictor.from_pretrained(str(models / "demo/blip/model"), rbm)
+    plain = predictor.encode(predictor.preprocess([decode_image(files[0])])).half()
+    torch.testing.assert_close(before.image_embeds, plain[0], rtol=0, atol=2e-3)
+    refined = predictor.refine(plain, Refinement()).half()
+    torch.testing.assert_close(after.image_embeds, refined[0], rtol=0, atol=5e-3)
+    assert set(after.versions) == {"encoder", "refiner"}
+
+
+def test_attention_is_of_each_word(files, served):
+    (answer,) = run([task_of(files[0], served(), explain=True)])
+    assert " ".join(answer.attention.words) == answer.captions[0]
+    assert answer.attention.maps.shape == (len(answer.attention.words), 4, 4)
+    sums = answer.attention.maps.sum((1, 2))
+    assert (sums > 0).all()
+    assert (sums <= 1 + 1e-5).all()
+
+
+def test_re_ranked_captions_are_the_predictor_s(models, files, served, predicted):
     decoding = Decoding(num_beams=3, max_new_tokens=8)
-    rerank = Rerank(num_candidates=3, clip_weight=100, clip=tiny_clip)
-    encoded = Encoder(model, None, tiny_clip, Precision.FP32, options).encode_batch(
-        [resize_image(decode_image(file), 32) for file in files]
-    )
-    assert all(of_image.image_embeds.dtype == np.float16 for of_image in encoded)
-    assert all(of_image.image_features.shape == (8,) for of_image in encoded)
-    captions = Decoder(model, decoding, rerank, Precision.FP32, options).decode_batch(encoded)
-    assert captions == predicted(None, decoding, rerank)
-    assert captions != predicted(None, decoding), "the CLIP must matter for this to show anything"
+    settings = {"num_candidates": 3, "free_energy_weight": 1.0, "rbm": str(models / "joint")}
+    model = served(rerank=settings, decoding=decoding.model_dump())
+    said = captions(model, files)
+    assert said == predicted(None, decoding, Rerank.model_validate(settings))
+    assert said != predicted(None, decoding), "the reranker must matter for this to show anything"
+
+
+def test_captions_that_a_clip_chose_are_the_predictor_s(models, files, tiny_clip, served, predicted):
+    rbm = str(models / "demo/rbm/model")
+    decoding = Decoding(num_beams=3, max_new_tokens=8)
+    settings = {"num_candidates": 3, "clip_weight": 100.0, "clip": tiny_clip}
+    said = captions(served(rbm=rbm, rerank=settings, decoding=decoding.model_dump()), files)
+    assert said == predicted(rbm, decoding, Rerank.model_validate(settings))
+    assert said != predicted(rbm, decoding), "the CLIP must matter for this to show anything"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rbm": "{models}/wrong"}, "trained on embeddings of encoder another"),
+        ({"rerank": {"num_candidates": 1, "free_energy_weight": 1.0, "rbm": "{models}/demo/rbm/model"}}, "rerank.rbm"),
+    ],
+)
+def test_a_model_that_does_not_belong_is_refused_where_both_are_loaded(models, files, served, settings, message):
+    settings = eval(repr(settings).replace("{models}", str(models)))
+    with pytest.raises(UserError, match=message):
+        run([task_of(files[0], served(**settings))])
+
+
+def test_two_models_at_once_never_mix(models, files, served):
+    plain, refined = served(), served(rbm=str(models / "demo/rbm/model"))
+    tasks = [task_of(file, model) for file in files for model in (plain, refined)]
+    answers = run(tasks)
+    assert [answer.captions for answer in answers[::2]] == [answer.captions for answer in run(tasks[::2])]
+    assert [answer.captions for answer in answers[1::2]] == [answer.captions for answer in run(tasks[1::2])]
+    assert len({answer.version for answer in answers}) == 2
+
+
+def test_an_image_that_comes_again_is_not_encoded_again(files, served, monkeypatch):
+    from raycap.predictor import EncoderStage
+
+    encoded = []
+    encode = EncoderStage.__call__
+    monkeypatch.setattr(EncoderStage, "__call__", lambda self, images: encoded.append(len(images)) or encode(self, images))
+
+    async def twice(task):
+        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        await captioner.prepare(task.weights)
+        encoded.clear()
+        return await captioner.caption(task), await captioner.caption(replace(task, decoding=Decoding(num_beams=2)))
+
+    first, second = asyncio.run(twice(task_of(files[0], served())))
+    assert encoded == [1]
+    assert first.seconds["encode"] > 0
+    assert second.seconds["encode"] == 0
+
+
+def test_pixels_of_the_image_are_what_counts(files, served):
+    model = served()
+    (black,) = run([replace(task_of(files[0], model), pixels=np.zeros((32, 32, 3), np.uint8))])
+    (image,) = run([task_of(files[0], model)])
+    assert black.log_probabilities != image.log_probabilities

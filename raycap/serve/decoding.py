@@ -1,0 +1,185 @@
+"""The decoder's own thread: takes one token after another for all requests that are there."""
+
+import asyncio
+import itertools
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from raycap.models.blip import BlipCaptionDecoder
+from raycap.models.caption_search import Caption, count_rows
+from raycap.models.continuous_decoding import ContinuousDecoder, DecodingRequest
+from raycap.models.decoding import Decoding
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass
+class _Request:
+    request_id: int
+    image_embeds: torch.Tensor
+    decoding: Decoding
+    num_captions: int
+    on_token: Callable[[int], None] | None
+    result: "Future[list[Caption]]" = field(default_factory=Future)
+
+    @property
+    def num_rows(self) -> int:
+        return count_rows(self.decoding, self.num_captions)
+
+
+class DecodingLoop:
+    """Asynchronous view of a :class:`~raycap.models.continuous_decoding.ContinuousDecoder`.
+
+    Requests that find no free rows wait in the order they came. One that is cancelled leaves before the next token.
+
+    Args:
+        decoder: not used by anyone else meanwhile.
+        max_rows: captions being written at once; each beam counts as one.
+        observe: told before each step of the number of rows and of requests that wait for some.
+    """
+
+    def __init__(
+        self,
+        decoder: BlipCaptionDecoder,
+        max_rows: int,
+        observe: Callable[[int, int], None] = lambda num_rows, num_waiting: None,
+    ) -> None:
+        self.decoder, self.max_rows, self.observe = decoder, max_rows, observe
+        self._continuous = ContinuousDecoder(decoder, max_rows)
+        # What others ask of the thread: it alone touches what follows.
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: deque[_Request] = deque()
+        self._active: dict[int, _Request] = {}
+        self._closed = False
+        self._ids = itertools.count()
+        threading.Thread(target=self._run, name="decoding", daemon=True).start()
+
+    async def decode(
+        self,
+        image_embeds: torch.Tensor,
+        decoding: Decoding,
+        num_captions: int = 1,
+        on_token: Callable[[int], None] | None = None,
+    ) -> list[Caption]:
+        """Captions of an image, the best first.
+
+        Args:
+            image_embeds: (N, D) of any float type, on any device.
+            decoding: with at most ``max_rows`` rows.
+            on_token: called in the event loop with each token of a search of one row, as it is found.
+        """
+        embeds = image_embeds.to(self.decoder.text_decoder.device, self.decoder.text_decoder.dtype)
+        loop = asyncio.get_running_loop()
+
+        def tell(token_id: int) -> None:
+            if on_token is not None:
+                loop.call_soon_threadsafe(on_token, token_id)
+
+        request = _Request(next(self._ids), embeds, decoding, num_captions, None if on_token is None else tell)
+        self._inbox.put(lambda: self._waiting.append(request))
+        try:
+            return await asyncio.wrap_future(request.result)
+        except asyncio.CancelledError:
+            self._inbox.put(lambda: self._forget(request))
+            raise
+
+    async def between_steps(self, function: Callable[[], ResultT]) -> ResultT:
+        """Run something else that uses the decoder."""
+        result: Future[ResultT] = Future()
+
+        def run() -> None:
+            _settle(result, function)
+
+        self._inbox.put(run)
+        return await asyncio.wrap_future(result)
+
+    def close(self) -> None:
+        """Let the thread end when nothing is left to do."""
+
+        def close() -> None:
+            self._closed = True
+
+        self._inbox.put(close)
+
+    def _run(self) -> None:
+        while not (self._closed and not self._active and not self._waiting):
+            self._read_inbox()
+            self._admit()
+            if self._active:
+                self._step()
+
+    def _read_inbox(self) -> None:
+        if not self._active and not self._waiting:
+            self._inbox.get()()  # nothing to do until something comes
+        while not self._inbox.empty():
+            self._inbox.get()()
+
+    def _admit(self) -> None:
+        joining: list[_Request] = []
+        free = self._continuous.num_free_rows
+        while self._waiting and self._waiting[0].num_rows <= free:
+            request = self._waiting.popleft()
+            free -= request.num_rows
+            joining.append(request)
+        if not joining:
+            return
+        try:
+            self._continuous.add_all(
+                [
+                    DecodingRequest(request.request_id, request.image_embeds, request.decoding, request.num_captions)
+                    for request in joining
+                ]
+            )
+        except Exception as error:
+            for request in joining:
+                _fail(request, error)
+            return
+        self._active |= {request.request_id: request for request in joining}
+
+    def _step(self) -> None:
+        self.observe(self._continuous.num_active_rows, len(self._waiting))
+        try:
+            progress = self._continuous.step()
+        except Exception as error:
+            # Out of memory, say: those that were there are told, those to come start afresh.
+            for request in self._active.values():
+                _fail(request, error)
+            self._active.clear()
+            self._continuous = ContinuousDecoder(self.decoder, self.max_rows)
+            return
+        for of_request in progress:
+            request = self._active[of_request.request_id]
+            if request.on_token is not None:
+                for token_id in of_request.new_token_ids:
+                    request.on_token(token_id)
+            if of_request.captions is not None:
+                del self._active[of_request.request_id]
+                captions = of_request.captions
+                _settle(request.result, lambda captions=captions: captions)
+
+    def _forget(self, request: _Request) -> None:
+        if request in self._waiting:
+            self._waiting.remove(request)
+        elif self._active.pop(request.request_id, None) is not None:
+            self._continuous.cancel(request.request_id)
+
+
+def _fail(request: _Request, error: Exception) -> None:
+    if request.result.set_running_or_notify_cancel():
+        request.result.set_exception(error)
+
+
+def _settle(result: "Future[Any]", function: Callable[[], Any]) -> None:
+    if not result.set_running_or_notify_cancel():
+        return
+    try:
+        result.set_result(function())
+    except Exception as error:
+        result.set_exception(error)
