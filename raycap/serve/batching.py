@@ -6,6 +6,7 @@ always waits for a second request, works in replicas only, and mixes what must n
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
@@ -38,7 +39,7 @@ class Batcher(Generic[InputT, OutputT]):
         executor: Executor,
         batch_size: int,
         wait_seconds: float = 0.0,
-        observe: Callable[[int], None] = lambda size: None,
+        observe: Callable[[int], None] | None = None,
     ) -> None:
         self.compute, self.executor = compute, executor
         self.batch_size, self.wait_seconds, self.observe = batch_size, wait_seconds, observe
@@ -60,10 +61,8 @@ class Batcher(Generic[InputT, OutputT]):
         while self.waiting:
             if self.wait_seconds and len(self.waiting) < self.batch_size:
                 self.full.clear()
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.full.wait(), self.wait_seconds)
-                except TimeoutError:
-                    pass
             batch = self._take()
             if batch:
                 await self._compute(batch)
@@ -81,7 +80,8 @@ class Batcher(Generic[InputT, OutputT]):
         return batch
 
     async def _compute(self, batch: list[_Waiting[InputT, OutputT]]) -> None:
-        self.observe(len(batch))
+        if self.observe is not None:
+            self.observe(len(batch))
         loop = asyncio.get_running_loop()
         try:
             items = [waiting.item for waiting in batch]

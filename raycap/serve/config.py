@@ -86,8 +86,8 @@ class ComputeOptions(DeploymentOptions):
     another needs room for both."""
 
 
-class BatchOptions(Config):
-    """How requests that wait are computed together."""
+class BatchedOptions(ComputeOptions):
+    """Of a deployment that computes requests together as they wait."""
 
     batch_size: int = Field(default=8, ge=1)
     """Most images in one batch."""
@@ -96,15 +96,23 @@ class BatchOptions(Config):
     """How long an idle stage waits for a batch to fill. Without, it begins at once, and those that come meanwhile
     make the next batch."""
 
+    @model_validator(mode="after")
+    def _batch_can_fill(self) -> "BatchedOptions":
+        if self.max_ongoing_requests < self.batch_size:
+            raise ValueError(
+                f"max_ongoing_requests ({self.max_ongoing_requests}) must be at least batch_size ({self.batch_size})"
+            )
+        return self
 
-class EncoderOptions(ComputeOptions, BatchOptions):
+
+class EncoderOptions(BatchedOptions):
     """Of the encoder."""
 
     cache_bytes: int = Field(default=256 * 1024 * 1024, ge=0)
     """Of embeddings kept by each replica, for images that come again."""
 
 
-class RefinerOptions(ComputeOptions, BatchOptions):
+class RefinerOptions(BatchedOptions):
     """Of the refiner."""
 
 
@@ -115,7 +123,7 @@ class DecoderOptions(ComputeOptions):
     """Captions being written at once; each beam counts as one."""
 
 
-class CaptionerOptions(EncoderOptions, DecoderOptions):
+class CaptionerOptions(EncoderOptions, RefinerOptions, DecoderOptions):
     """Of a replica that holds all three stages."""
 
 
@@ -144,7 +152,7 @@ class Fused(Config):
 
 
 class Cpu(Config):
-    """As fused, on a machine without a GPU: each replica computes with all the machine's cores, if not told otherwise."""
+    """As fused, on a machine without a GPU: each replica computes with all cores, if not told otherwise."""
 
     kind: Literal["cpu"] = "cpu"
     captioner: CaptionerOptions = CaptionerOptions()
@@ -182,6 +190,16 @@ class CaptionArgs(Routing):
         """What can be changed while the application runs, with absolute paths."""
         models = {name: model.absolute() for name, model in self.models.items()}
         return Routing(models=models, draining=self.draining)
+
+    @model_validator(mode="after")
+    def _largest_search_has_room(self) -> "CaptionArgs":
+        decoder = self.shape.decoder if isinstance(self.shape, Disaggregated) else self.shape.captioner
+        if decoder.max_rows < max(self.limits.max_beams, self.limits.max_captions):
+            raise ValueError(
+                f"max_rows ({decoder.max_rows}) must be at least limits.max_beams ({self.limits.max_beams}) and "
+                f"limits.max_captions ({self.limits.max_captions})"
+            )
+        return self
 
     @model_validator(mode="wrap")
     @classmethod

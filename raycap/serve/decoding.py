@@ -5,10 +5,10 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -49,14 +49,14 @@ class DecodingLoop:
         self,
         decoder: BlipCaptionDecoder,
         max_rows: int,
-        observe: Callable[[int, int], None] = lambda num_rows, num_waiting: None,
+        observe: Callable[[int, int], None] | None = None,
     ) -> None:
         self.decoder, self.max_rows, self.observe = decoder, max_rows, observe
         self._continuous = ContinuousDecoder(decoder, max_rows)
         # What others ask of the thread: it alone touches what follows.
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[_Request] = deque()
-        self._active: dict[int, _Request] = {}
+        self._active: dict[Hashable, _Request] = {}
         self._closed = False
         self._ids = itertools.count()
         threading.Thread(target=self._run, name="decoding", daemon=True).start()
@@ -95,7 +95,11 @@ class DecodingLoop:
         result: Future[ResultT] = Future()
 
         def run() -> None:
-            _settle(result, function)
+            if result.set_running_or_notify_cancel():
+                try:
+                    result.set_result(function())
+                except Exception as error:
+                    result.set_exception(error)
 
         self._inbox.put(run)
         return await asyncio.wrap_future(result)
@@ -144,7 +148,8 @@ class DecodingLoop:
         self._active |= {request.request_id: request for request in joining}
 
     def _step(self) -> None:
-        self.observe(self._continuous.num_active_rows, len(self._waiting))
+        if self.observe is not None:
+            self.observe(self._continuous.num_active_rows, len(self._waiting))
         try:
             progress = self._continuous.step()
         except Exception as error:
@@ -161,8 +166,8 @@ class DecodingLoop:
                     request.on_token(token_id)
             if of_request.captions is not None:
                 del self._active[of_request.request_id]
-                captions = of_request.captions
-                _settle(request.result, lambda captions=captions: captions)
+                if request.result.set_running_or_notify_cancel():
+                    request.result.set_result(of_request.captions)
 
     def _forget(self, request: _Request) -> None:
         if request in self._waiting:
@@ -174,12 +179,3 @@ class DecodingLoop:
 def _fail(request: _Request, error: Exception) -> None:
     if request.result.set_running_or_notify_cancel():
         request.result.set_exception(error)
-
-
-def _settle(result: "Future[Any]", function: Callable[[], Any]) -> None:
-    if not result.set_running_or_notify_cancel():
-        return
-    try:
-        result.set_result(function())
-    except Exception as error:
-        result.set_exception(error)

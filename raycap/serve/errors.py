@@ -45,7 +45,7 @@ class RequestError(Exception):
         return cls(422, "undecodable_image", f"{field}: {error}; send a whole JPEG, PNG or WebP file", field)
 
 
-class Overloaded(Exception):
+class Overloaded(Exception):  # noqa: N818 - an answer, not a mistake
     """A stage's queue is full: nothing was computed, and the same request may succeed later."""
 
     def __init__(self, retry_after_seconds: float) -> None:

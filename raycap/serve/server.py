@@ -57,10 +57,10 @@ def stop() -> None:
 
 
 def _require_room(args: CaptionArgs) -> None:
-    stages = [args.ingress, args.encoder, args.decoder, *([args.refiner] if args.rbm is not None else [])]
+    deployments = [args.ingress, *args.shape.deployments().values()]
     have = ray.cluster_resources()
     for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
-        needed = sum(getattr(stage, field) * stage.num_replicas for stage in stages)
+        needed = sum(getattr(deployment, field) * deployment.num_replicas for deployment in deployments)
         if needed > have.get(kind, 0):
             raise UserError(
                 f"{field}: all replicas together reserve {needed:g}, the cluster has {have.get(kind, 0):g} {kind}s; "

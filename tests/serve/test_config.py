@@ -1,28 +1,51 @@
 import pytest
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as call_builder
+from ray.serve._private.config import DeploymentConfig
 from ray.serve.exceptions import RayServeException
 
 from raycap.errors import UserError
 from raycap.serve.app import build
-from raycap.serve.config import CaptionArgs, StageOptions
+from raycap.serve.config import CaptionArgs, DeploymentOptions
+
+ONE = {"m": {"model": "m"}}
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "args: model: missing; give it a value"),
-        ({"model": "m", "precison": "fp32"}, "args: precison = 'fp32': unknown key; did you mean precision?"),
-        ({"model": "m", "decoding": {"beams": 3}}, "args: decoding.beams = 3: unknown key; did you mean num_beams?"),
+        ({}, "args: models: missing; give it a value"),
+        ({"models": {}}, "args: models = {}: Dictionary should have at least 1 item"),
+        ({"models": {"m": {}}}, "args: models.m.model: missing; give it a value"),
         (
-            {"model": "m", "refinement": {"gate": 2}},
-            "args: refinement.gate = 2: Input should be less than",
+            {"models": {"m": {"model": "m", "precison": "fp32"}}},
+            "models.m.precison = 'fp32': unknown key; did you mean",
         ),
-        ({"model": "m", "encoder": {"batch_size": 64}}, "max_ongoing_requests (32) must be at least batch_size (64)"),
-        ({"model": "m", "encoder": {"num_replicas": 3, "max_replicas": 2}}, "max_replicas (2) must be at least"),
-        ({"model": "m", "rerank": {}}, "decoding.num_beams = 1: gives no 5 candidates; set at least 5"),
-        ({"model": "m", "rerank": {"free_energy_weight": 1}}, "free_energy_weight (1) needs an RBM; set rbm"),
-        ({"model": "m", "rerank": {"clip_weight": 1}}, "clip_weight (1) needs a CLIP; set clip, or weigh it 0"),
-        ({"model": "m", "decoding": {"do_sample": True, "num_beams": 3}}, "num_beams (3) must be 1 with do_sample"),
+        (
+            {"models": {"m": {"model": "m", "decoding": {"beams": 3}}}},
+            "beams = 3: unknown key; did you mean num_beams?",
+        ),
+        (
+            {"models": {"m": {"model": "m", "refinement": {"gate": 2}}}},
+            "refinement.gate = 2: Input should be less than",
+        ),
+        (
+            {"models": {"m": {"model": "m", "rerank": {}}}},
+            "decoding.num_beams = 1: gives no 5 candidates; set at least",
+        ),
+        ({"models": {"m": {"model": "m", "rerank": {"clip_weight": 1}}}}, "clip_weight (1) needs a CLIP; set clip, or"),
+        ({"models": {"m": {"model": "m", "traffic": 0}}}, "every model's traffic is 0; give one of them more"),
+        ({"models": ONE, "shape": {"kind": "gpu"}}, "'disaggregated', 'fused', 'cpu'"),
+        ({"models": ONE, "shape": {"kind": "fused", "encoder": {}}}, "shape.encoder = {}: unknown key"),
+        ({"models": ONE, "shape": {"kind": "cpu", "captioner": {"num_gpus": 1}}}, "captioner.num_gpus (1) must be 0;"),
+        ({"models": ONE, "ingress": {"num_replicas": 3, "max_replicas": 2}}, "max_replicas (2) must be at least"),
+        (
+            {"models": ONE, "shape": {"kind": "fused", "captioner": {"batch_size": 65}}},
+            "max_ongoing_requests (64) must be at least batch_size (65)",
+        ),
+        (
+            {"models": ONE, "shape": {"kind": "fused", "captioner": {"max_rows": 4}}},
+            "max_rows (4) must be at least limits.max_beams (8) and limits.max_captions (8)",
+        ),
     ],
 )
 def test_a_bad_argument_is_one_line_from_serve_too(values, message):
@@ -35,11 +58,13 @@ def test_a_bad_argument_is_one_line_from_serve_too(values, message):
 
 def test_all_bad_arguments_are_reported_together():
     with pytest.raises(UserError) as caught:
-        CaptionArgs.model_validate({"rmb": "r", "refinement": {"gate": 2}})
+        CaptionArgs.model_validate({"modles": {}, "caption_cache_bytes": -1})
     assert len(str(caught.value).splitlines()) == 3
 
 
-def test_max_replicas_asks_serve_to_scale():
-    options = StageOptions(num_replicas=2, max_replicas=4, max_ongoing_requests=10).deployment_options()
+def test_max_replicas_asks_serve_to_scale_without_flapping():
+    options = DeploymentOptions(num_replicas=2, max_replicas=4, max_ongoing_requests=10).for_serve()
     assert "num_replicas" not in options
-    assert options["autoscaling_config"] == {"min_replicas": 2, "max_replicas": 4, "target_ongoing_requests": 5}
+    scaling = DeploymentConfig(autoscaling_config=options["autoscaling_config"]).autoscaling_config
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 4, 5)
+    assert scaling.downscale_delay_s >= 10 * scaling.upscale_delay_s

@@ -40,8 +40,9 @@ def test_the_ray_service_holds_a_valid_serve_config_with_models_every_node_can_r
     service = yaml.safe_load(RAY_SERVICE.read_text())
     assert service["kind"] == "RayService"
     for application in check_serve_config(service["spec"]["serveConfigV2"]).applications:
-        assert application.args["model"].startswith("s3://")
-        assert application.args["rbm"].startswith("s3://")
+        for model in application.args["models"].values():
+            assert model["model"].startswith("s3://")
+            assert model["rbm"].startswith("s3://")
 
 
 def test_the_ray_job_calls_a_job_with_a_configuration_it_accepts():

@@ -177,7 +177,9 @@ def test_an_image_that_comes_again_is_not_encoded_again(files, served, monkeypat
 
     encoded = []
     encode = EncoderStage.__call__
-    monkeypatch.setattr(EncoderStage, "__call__", lambda self, images: encoded.append(len(images)) or encode(self, images))
+    monkeypatch.setattr(
+        EncoderStage, "__call__", lambda self, images: encoded.append(len(images)) or encode(self, images)
+    )
 
     async def twice(task):
         captioner = CaptionerDeployment(CaptionerOptions(), False)

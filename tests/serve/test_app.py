@@ -1,0 +1,82 @@
+"""What the builder makes of its arguments, without a cluster."""
+
+import pytest
+
+from raycap.serve.app import build
+from raycap.serve.config import CaptionArgs, ServeArgsError
+
+
+def deployments(application):
+    """By name, those of an application."""
+    found, todo = {}, [application]
+    while todo:
+        bound = todo.pop()._bound_deployment
+        found[bound.name] = bound
+        todo += [argument for argument in bound.init_args if isinstance(argument, type(application))]
+    return found
+
+
+@pytest.fixture
+def args(models):
+    """A function from a shape to arguments with the demo's models."""
+
+    def args(**values):
+        model = {"model": str(models / "demo/blip/model"), "rbm": str(models / "demo/rbm/model")}
+        return CaptionArgs.model_validate({"models": {"caption": model}} | values)
+
+    return args
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("disaggregated", {"ingress", "decoder", "refiner", "encoder"}),
+        ("fused", {"ingress", "captioner"}),
+        ("cpu", {"ingress", "captioner"}),
+    ],
+)
+def test_each_shape_has_its_deployments_with_their_own_queues_and_models(args, kind, names):
+    found = deployments(build(args(shape={"kind": kind})))
+    assert set(found) == names
+    for deployment in found.values():
+        assert deployment._deployment_config.max_queued_requests == 256
+        assert deployment._deployment_config.backpressure_config.status_code == 503
+        assert set(deployment._deployment_config.user_config["models"]) == {"caption"}
+
+
+def test_the_stages_keep_their_share_of_a_gpu(args):
+    shape = {"kind": "disaggregated", "encoder": {"num_gpus": 0.5, "max_replicas": 4}, "decoder": {"num_gpus": 0.4}}
+    found = deployments(build(args(shape=shape)))
+    assert found["encoder"].ray_actor_options["num_gpus"] == 0.5
+    assert found["encoder"]._deployment_config.autoscaling_config.max_replicas == 4
+    assert found["decoder"].ray_actor_options["num_gpus"] == 0.4
+
+
+def test_relative_paths_are_made_absolute_where_build_runs(models, monkeypatch):
+    monkeypatch.chdir(models)
+    found = deployments(build(CaptionArgs.model_validate({"models": {"m": {"model": "demo/blip/model"}}})))
+    user_config = found["captioner"]._deployment_config.user_config
+    assert user_config["models"]["m"]["model"] == str(models / "demo/blip/model")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model": "no/such/model"}, "args.models.m.model = no/such/model: no such directory; give a BLIP directory"),
+        ({"rbm": "/no/such/rbm"}, "args.models.m.rbm = /no/such/rbm: no model there"),
+        ({"rerank": {"num_candidates": 1, "rbm": "/no/such/rbm"}}, "m.rerank.rbm = /no/such/rbm: no model there"),
+        ({"rerank": {"num_candidates": 1, "clip": "/no/clip"}}, "m.rerank.clip = /no/clip: no such directory; give"),
+        ({"model": "{models}/demo/rbm/model"}, "not a BLIP; give a BLIP model directory"),
+        ({"rbm": "{models}/demo/blip/model"}, "not an RBM; give an RBM directory"),
+    ],
+)
+def test_a_wrong_path_is_one_clear_line_before_any_replica_starts(models, values, message):
+    values = {key: value.format(models=models) if isinstance(value, str) else value for key, value in values.items()}
+    with pytest.raises(ServeArgsError) as caught:
+        build(CaptionArgs.model_validate({"models": {"m": {"model": str(models / "demo/blip/model")} | values}}))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_serve_finds_the_type_of_the_arguments():
+    assert build.__annotations__["args"] is CaptionArgs
