@@ -68,11 +68,13 @@ class ErrorResponse(Config):
 
 
 class RequestError(Exception):
-    """A request that cannot be answered, and the status that says so."""
+    """A request that cannot be answered, and the status (and headers, if any) that say so."""
 
-    def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
+    def __init__(
+        self, status: int, kind: str, message: str, field: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.kind, self.field = status, kind, field
+        self.status, self.kind, self.field, self.headers = status, kind, field, headers
 
     @classmethod
     def malformed(cls, message: str, field: str | None = None) -> "RequestError":
