@@ -1,6 +1,6 @@
 """A request that cannot be answered, in the one form that clients get."""
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from raycap.config import Config
 from raycap.data.images import ImageError
@@ -17,6 +17,18 @@ class ErrorDetail(Config):
 
     request_id: str | None = None
     """The same as in the X-Request-ID header and in the server's logs."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def param(self) -> str | None:
+        """The field again, under the name that OpenAI's clients read."""
+        return self.field
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def code(self) -> str:
+        """The type again, under the name that OpenAI's clients read."""
+        return self.type
 
 
 class ErrorResponse(Config):

@@ -11,7 +11,7 @@ from pydantic import model_validator
 from raycap import storage
 from raycap.config import Config
 from raycap.errors import UserError
-from raycap.serve.requests import RequestError
+from raycap.serve.errors import RequestError
 
 MIN_KEY_CHARACTERS = 16
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic import Field
 
 from raycap.config import Config
-from raycap.serve.requests import RequestError
+from raycap.serve.errors import RequestError
 
 
 class RateLimit(Config):

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from raycap.serve.rate_limit import RateLimit, RateLimiter, anonymous_name
-from raycap.serve.requests import RequestError
+from raycap.serve.errors import RequestError
 
 
 class Clock:

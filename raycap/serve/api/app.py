@@ -1,0 +1,34 @@
+"""The whole HTTP interface."""
+
+from fastapi import FastAPI
+
+from raycap.serve.api.captions import caption_routes
+from raycap.serve.api.chat import chat_routes
+from raycap.serve.api.embeddings import embedding_routes
+from raycap.serve.api.errors import add_error_handlers
+from raycap.serve.api.health import health_routes
+from raycap.serve.api.middleware import RecordRequests
+from raycap.serve.api.models import model_routes
+from raycap.serve.api.page import page_routes
+from raycap.serve.api.service import Service
+
+_DESCRIPTION = """Image captions from BLIP, its embeddings refined by an RBM.
+
+Every error has one form, `{"error": {"type", "message", "field", "request_id", ...}}`, and every answer its
+`X-Request-ID`: the client's own, where it gave one of at most 128 letters, digits, `.`, `_` and `-`."""
+
+
+def make_api(service: Service) -> FastAPI:
+    """The HTTP interface of a service.
+
+    Args:
+        service: it may begin to serve models, or change them, at any time.
+    """
+    api = FastAPI(title="raycap", description=_DESCRIPTION, version="1")
+    add_error_handlers(api)
+    api.add_middleware(RecordRequests, request_seconds=service.limits.request_seconds)
+    for routes in (caption_routes, chat_routes, embedding_routes, model_routes, health_routes):
+        api.include_router(routes(service))
+    if (page := page_routes()) is not None:
+        api.include_router(page)
+    return api

@@ -1,0 +1,111 @@
+"""POST /v1/chat/completions: captions for clients made for OpenAI's API.
+
+The form is that of https://platform.openai.com/docs/api-reference/chat.
+"""
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from raycap.serve.api import documentation
+from raycap.serve.api.bodies import BodyLimit, read_json
+from raycap.serve.api.captioning import Answer, caption_image, stream_caption
+from raycap.serve.api.chat_schemas import OPTION_NAMES, parse_chat
+from raycap.serve.api.options import Plan, make_plan
+from raycap.serve.api.patience import unless_gone, within_deadline
+from raycap.serve.api.service import Service
+from raycap.serve.api.sse import stream_events
+from raycap.serve.pipeline import Captioned
+
+
+def chat_routes(service: Service) -> APIRouter:
+    """The route."""
+    routes = APIRouter(tags=["OpenAI-compatible"])
+
+    @routes.post(
+        "/v1/chat/completions",
+        response_class=JSONResponse,
+        responses=documentation.CHAT_RESPONSES,
+        openapi_extra=documentation.chat_body(),
+    )
+    async def chat(request: Request) -> Any:
+        """Caption the image of the last user message, for clients of OpenAI's API. A captioner follows no instructions:
+        texts of system and user messages are ignored. An assistant message at the end is the text that the caption
+        continues; it stands in the answer."""
+        record = service.admit(request)
+        async with within_deadline(request):
+            limit = BodyLimit.of_one(service.limits, "messages", in_base64=True)
+            body, image, options = parse_chat(await read_json(request, limit))
+            model = service.served.pick(options.model)
+            record.model = model.name
+            plan = make_plan(options, model, service.limits, OPTION_NAMES)
+        head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": model.name}
+        if body.stream:
+            items = stream_caption(service, record, image, plan, explain=False)
+            include_usage = body.stream_options is not None and body.stream_options.include_usage
+            return await stream_events(request, _chunks(items, head, plan, include_usage))
+        async with within_deadline(request):
+            answer = await unless_gone(request, caption_image(service, record, image, plan, explain=False))
+        return _completion(head, answer.captioned)
+
+    return routes
+
+
+def _completion(head: dict[str, Any], captioned: Captioned) -> dict[str, Any]:
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": caption, "refusal": None},
+            "logprobs": None,
+            "finish_reason": _finish_reason(captioned),
+        }
+        for index, caption in enumerate(captioned.captions)
+    ]
+    return head | {
+        "object": "chat.completion",
+        "system_fingerprint": captioned.version,
+        "choices": choices,
+        "usage": _usage(captioned),
+    }
+
+
+async def _chunks(
+    items: AsyncGenerator[str | Answer, None], head: dict[str, Any], plan: Plan, include_usage: bool
+) -> AsyncGenerator[dict[str, Any], None]:
+    def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+        usage = {"usage": None} if include_usage else {}
+        return head | {"object": "chat.completion.chunk", "choices": [choice]} | usage
+
+    num_started = 0
+    try:
+        async for item in items:
+            # Not before the first piece: until then an error can still have its own status.
+            for index in range(num_started, plan.num_captions if num_started == 0 else num_started):
+                yield chunk(index, {"role": "assistant", "content": ""})
+            num_started = plan.num_captions
+            if isinstance(item, str):
+                yield chunk(0, {"content": item})
+                continue
+            captioned = item.captioned
+            if plan.num_captions > 1:
+                for index, caption in enumerate(captioned.captions):
+                    yield chunk(index, {"content": caption})
+            for index in range(plan.num_captions):
+                yield chunk(index, {}, _finish_reason(captioned))
+            if include_usage:
+                yield head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(captioned)}
+    finally:
+        await items.aclose()
+
+
+def _finish_reason(captioned: Captioned) -> str:
+    return "stop" if captioned.finished else "length"
+
+
+def _usage(captioned: Captioned) -> dict[str, int]:
+    # An image is no tokens of text.
+    return {"prompt_tokens": 0, "completion_tokens": captioned.num_tokens, "total_tokens": captioned.num_tokens}

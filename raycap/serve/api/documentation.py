@@ -1,0 +1,201 @@
+"""What OpenAPI tells of bodies and answers that FastAPI cannot see."""
+
+from typing import Any
+
+from raycap.config import Config
+from raycap.serve.api.chat_schemas import ChatBody
+from raycap.serve.api.options import CaptionOptions, StreamedOptions
+from raycap.serve.api.schemas import CaptionBody, CaptionsBody
+from raycap.serve.errors import ErrorResponse
+
+_IMAGE = "data:image/png;base64,iVBORw0KGgo..."
+
+_STATUSES = {
+    400: ("malformed_request", "num_beams = 'x': Input should be a valid integer; /docs shows what each field takes"),
+    401: ("missing_key", "authorization: no key; send the header `Authorization: Bearer KEY`"),
+    404: ("unknown_model", "model = 'blip2': not served here; choose one of blip, blip-rbm, or leave it out"),
+    413: ("image_too_large", "file: more than 20971520 bytes; send a smaller image"),
+    415: ("unsupported_content_type", "content-type = text/plain: not supported; send application/json"),
+    422: (
+        "undecodable_image",
+        "file: the file is empty or of no known image format; send a whole JPEG, PNG or WebP file",
+    ),
+    429: ("rate_limited", "more than 60 images a minute (or 10 at once); try again in 3 seconds"),
+    500: ("internal_error", "the server failed on this request; its log says why"),
+    503: ("overloaded", "the server has too much to do; try again in 1 s"),
+    504: ("timeout", "the request took too long and was cancelled; send fewer or smaller images, or try again later"),
+}
+_DESCRIPTIONS = {
+    400: "Malformed, beyond the limits, or options that contradict each other.",
+    401: "No key, or an unknown one, where keys are asked for.",
+    404: "No such model.",
+    413: "Too many bytes or pixels.",
+    415: "Another content type than those named here.",
+    422: "An image that cannot be decoded, or not in time.",
+    429: "Too many images of this client; Retry-After says when there may be more.",
+    500: "Our own failure.",
+    503: "Too much to do, or nothing loaded yet; Retry-After says when to try again.",
+    504: "Not answered in time; the work was cancelled.",
+}
+
+
+def _error(status: int, kind: str, message: str) -> dict[str, Any]:
+    field = message.partition(" ")[0].rstrip(":") if status in (400, 401, 404, 413, 415, 422) else None
+    detail = {"type": kind, "message": message, "field": field, "request_id": "4f1c9d", "param": field, "code": kind}
+    example = {"error": detail}
+    return {
+        "model": ErrorResponse,
+        "description": _DESCRIPTIONS[status],
+        "content": {"application/json": {"example": example}},
+    }
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {status: _error(status, *told) for status, told in _STATUSES.items()}
+
+CAPTION_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
+    200: {
+        "description": "The caption; with `stream`, events.",
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": 'data: {"delta": "a red "}\n\ndata: {"caption": "a red circle"}\n\ndata: [DONE]\n\n',
+            }
+        },
+    }
+}
+
+CHAT_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
+    200: {
+        "description": "A chat.completion; with `stream`, events of chat.completion.chunk.",
+        "content": {
+            "application/json": {
+                "example": {
+                    "id": "chatcmpl-4f1c9d",
+                    "object": "chat.completion",
+                    "created": 1750000000,
+                    "model": "blip-rbm",
+                    "choices": [
+                        {
+                            "index": 0,
+                            "message": {"role": "assistant", "content": "a red circle", "refusal": None},
+                            "logprobs": None,
+                            "finish_reason": "stop",
+                        }
+                    ],
+                    "usage": {"prompt_tokens": 0, "completion_tokens": 4, "total_tokens": 4},
+                }
+            },
+            "text/event-stream": {"schema": {"type": "string"}},
+        },
+    }
+}
+
+EMBEDDINGS_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
+    200: {
+        "description": "A list of embeddings.",
+        "content": {
+            "application/json": {
+                "example": {
+                    "object": "list",
+                    "data": [
+                        {
+                            "object": "embedding",
+                            "index": 0,
+                            "embedding": [0.12, -0.5],
+                            "stage": "refiner",
+                            "shape": [2],
+                            "dtype": "float32",
+                        }
+                    ],
+                    "model": "blip-rbm",
+                    "model_version": "0f3a-77c1",
+                    "usage": {"prompt_tokens": 577, "total_tokens": 577},
+                }
+            }
+        },
+    }
+}
+
+EMBEDDINGS_EXAMPLE = {"input": [_IMAGE], "model": "blip-rbm", "encoding_format": "float", "refined": "both"}
+
+
+def json_body(config_class: type[Config], example: dict[str, Any]) -> dict[str, Any]:
+    """A body in JSON only."""
+    return _body({"application/json": {"schema": _schema(config_class), "example": example}})
+
+
+def caption_body() -> dict[str, Any]:
+    """Of /v1/caption."""
+    binary = {"schema": {"type": "string", "format": "binary"}, "example": "(the bytes of a JPEG, PNG or WebP file)"}
+    extra = _body(
+        {
+            "multipart/form-data": _form(StreamedOptions, {"file": _FILE}, {"file": "photo.jpg", "num_beams": 3}),
+            "application/json": {"schema": _schema(CaptionBody), "example": {"image": _IMAGE, "num_beams": 3}},
+            "image/*": binary,
+            "application/octet-stream": binary,
+        }
+    )
+    properties = _schema(StreamedOptions)["properties"]
+    extra["parameters"] = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": schema,
+            "description": f"With a raw body only: {schema.get('description', name)}",
+        }
+        for name, schema in properties.items()
+    ]
+    return extra
+
+
+def captions_body() -> dict[str, Any]:
+    """Of /v1/captions."""
+    files = {"type": "array", "items": _FILE}
+    return _body(
+        {
+            "multipart/form-data": _form(CaptionOptions, {"files": files}, {"files": ["a.jpg", "b.jpg"], "gate": 0.5}),
+            "application/json": {"schema": _schema(CaptionsBody), "example": {"images": [_IMAGE, _IMAGE]}},
+        }
+    )
+
+
+def chat_body() -> dict[str, Any]:
+    """Of /v1/chat/completions."""
+    content = [
+        {"type": "text", "text": "What is in this picture?"},
+        {"type": "image_url", "image_url": {"url": _IMAGE}},
+    ]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "a picture of"}]
+    return json_body(ChatBody, {"model": "blip-rbm", "messages": messages, "max_tokens": 20})
+
+
+_FILE = {"type": "string", "format": "binary", "description": "The image file."}
+
+
+def _form(options: type[Config], files: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    schema = _schema(options)
+    return {
+        "schema": schema | {"properties": files | schema["properties"], "required": list(files)},
+        "example": example,
+    }
+
+
+def _body(content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _schema(config_class: type[Config]) -> dict[str, Any]:
+    """Without references: OpenAPI would look for them elsewhere than where they are."""
+    schema = config_class.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inline(node: Any) -> Any:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                return inline(definitions[node["$ref"].rpartition("/")[2]])
+            return {key: inline(value) for key, value in node.items()}
+        return [inline(item) for item in node] if isinstance(node, list) else node
+
+    inlined: dict[str, Any] = inline(schema)
+    return inlined

@@ -1,0 +1,56 @@
+"""Every error in the one form: from what was raised to what is sent."""
+
+import math
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from raycap.errors import UserError
+from raycap.serve.api.record import record_of
+from raycap.serve.errors import ErrorDetail, ErrorResponse, Overloaded, RequestError
+
+
+def as_request_error(error: BaseException) -> RequestError:
+    """What the client is told; of our own failures nothing but that it was ours."""
+    if isinstance(error, RequestError):
+        return error
+    if isinstance(error, Overloaded):
+        headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))}
+        return RequestError(503, "overloaded", str(error), headers=headers)
+    if isinstance(error, UserError):
+        # A stage's word on options that only it can judge: whether the caption fits the decoder, say.
+        return RequestError(400, "invalid_option", str(error))
+    return RequestError(500, "internal_error", "the server failed on this request; its log says why")
+
+
+def error_body(error: BaseException, request_id: str) -> ErrorResponse:
+    """The JSON."""
+    told = as_request_error(error)
+    message = " ".join(str(told).split())
+    return ErrorResponse(error=ErrorDetail(type=told.kind, message=message, field=told.field, request_id=request_id))
+
+
+def error_response(error: BaseException, request_id: str) -> JSONResponse:
+    """The whole answer."""
+    told = as_request_error(error)
+    return JSONResponse(error_body(error, request_id).model_dump(), told.status, told.headers)
+
+
+def add_error_handlers(api: FastAPI) -> None:
+    """Every error, a wrong path's too, has the one form. What is not foreseen here, the middleware answers."""
+    for kind in (RequestError, Overloaded, UserError):
+        api.add_exception_handler(kind, _answer)
+    api.add_exception_handler(HTTPException, _answer_http_error)
+
+
+async def _answer(request: Request, error: Exception) -> JSONResponse:
+    return error_response(error, record_of(request).request_id)
+
+
+async def _answer_http_error(request: Request, error: Any) -> JSONResponse:
+    kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    message = f"{request.method} {request.url.path}: {error.detail}; see /docs"
+    told = RequestError(error.status_code, kind, message, headers=error.headers)
+    return error_response(told, record_of(request).request_id)

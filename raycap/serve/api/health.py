@@ -1,0 +1,39 @@
+"""GET /healthz and /readyz, for those who decide where requests go."""
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from raycap.serve.api.service import Service
+from raycap.serve.errors import RequestError
+
+
+def health_routes(service: Service) -> APIRouter:
+    """The routes; they ask for no key."""
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process is alive; asks no stage."""
+        return {"status": "ok"}
+
+    @routes.get(
+        "/readyz", response_class=JSONResponse, responses={503: {"description": "Not ready; `message` says why."}}
+    )
+    async def readyz() -> dict[str, str]:
+        """A caption went through every stage a moment ago: a client's, or one made to see."""
+        served = service.served
+        if served.draining:
+            raise _not_ready("draining")
+        if not served.models:
+            raise _not_ready("no model is loaded yet")
+        model = max(served.models.values(), key=lambda model: model.served.traffic)
+        reason = await service.readiness.check(model)
+        if reason is not None:
+            raise _not_ready(reason)
+        return {"status": "ready"}
+
+    return routes
+
+
+def _not_ready(reason: str) -> RequestError:
+    return RequestError(503, "not_ready", f"not ready: {reason}; send requests elsewhere", headers={"Retry-After": "1"})

@@ -1,0 +1,133 @@
+"""From what stands in a request to pixels, in threads: a bad image is refused before it takes a place in a batch."""
+
+import asyncio
+import base64
+import binascii
+import os
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from raycap.data.images import ImageError, decode_image, resize_image
+from raycap.serve.errors import RequestError
+from raycap.serve.limits import Limits
+
+FetchUrl = Callable[[str, int], Awaitable[bytes]]
+"""From a URL and the most bytes to the bytes behind it, or a RequestError."""
+
+# More than the cores: a thread whose image takes too long cannot be stopped, and must not stop the others.
+_NUM_THREADS = (os.cpu_count() or 1) + 2
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An image as it came."""
+
+    field: str
+    """Where in the request."""
+
+    source: bytes | str
+    """The file; or base64, a data URL or an http(s) URL."""
+
+    @property
+    def is_url(self) -> bool:
+        return isinstance(self.source, str) and self.source[:8].lower().startswith(("http://", "https://"))
+
+
+class Images:
+    """Reads images under limits.
+
+    Args:
+        limits: of an image.
+        fetch: None refuses URLs.
+    """
+
+    def __init__(self, limits: Limits, fetch: FetchUrl | None = None) -> None:
+        self.limits, self.fetch = limits, fetch
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="raycap-decode")
+        self._free = asyncio.Semaphore(_NUM_THREADS)
+
+    async def read(self, image: ImageInput) -> bytes:
+        """The image file.
+
+        Raises:
+            RequestError: it is empty, too large, not base64, or not to be had.
+        """
+        limit = self.limits.max_image_bytes
+        if isinstance(image.source, bytes):
+            data = image.source
+        elif image.is_url:
+            data = await self._fetch(image.source, image.field)
+        else:
+            if len(image.source) > base64_bytes(limit) * 2:
+                raise image_too_large(image.field, limit)
+            data = await asyncio.to_thread(_from_base64, image.source, image.field)
+        if not data:
+            raise RequestError.malformed(f"{image.field}: empty; send an image file", image.field)
+        if len(data) > limit:
+            raise image_too_large(image.field, limit)
+        return data
+
+    async def load_pixels(self, data: bytes, image_size: int, field: str) -> np.ndarray:
+        """An image file to (image_size, image_size, 3) uint8.
+
+        Raises:
+            RequestError: it cannot be decoded, or not in time.
+        """
+        # Waiting for a thread is no fault of the image: its time runs from when it has one.
+        await self._free.acquire()
+        loop = asyncio.get_running_loop()
+        decoding = self._threads.submit(_load_pixels, data, image_size, self.limits.max_pixels)
+
+        def release(_: Future[np.ndarray]) -> None:
+            # Only now, also after a timeout: until then the thread is taken.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._free.release)
+
+        decoding.add_done_callback(release)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(decoding), self.limits.decode_seconds)
+        except ImageError as error:
+            raise RequestError.of_image(error, field) from None
+        except TimeoutError:
+            message = f"{field}: not decoded within {self.limits.decode_seconds:g} s; send a smaller or simpler image"
+            raise RequestError(422, "decode_timeout", message, field) from None
+
+    async def _fetch(self, url: str, field: str) -> bytes:
+        if self.fetch is None:
+            message = f"{field}: URL not fetched; send the image itself in base64"
+            raise RequestError(400, "url_disabled", message, field)
+        try:
+            return await self.fetch(url, self.limits.max_image_bytes)
+        except RequestError as error:
+            error.field = field
+            raise
+
+
+def base64_bytes(num_bytes: int) -> int:
+    """What so many bytes are in base64."""
+    return 4 * -(-num_bytes // 3)
+
+
+def image_too_large(field: str, max_image_bytes: int) -> RequestError:
+    message = f"{field}: more than {max_image_bytes} bytes; send a smaller image"
+    return RequestError(413, "image_too_large", message, field)
+
+
+def _load_pixels(data: bytes, image_size: int, max_pixels: int) -> np.ndarray:
+    return resize_image(decode_image(data, max_pixels), image_size)
+
+
+def _from_base64(text: str, field: str) -> bytes:
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise RequestError.malformed(f"{field}: a data URL without `;base64,`; encode the file in base64", field)
+    try:
+        # Many encoders break lines; the alphabet is checked all the same.
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        message = f"{field}: neither an http(s) URL nor base64 ({error}); encode the file's bytes in base64"
+        raise RequestError.malformed(message, field) from None

@@ -1,0 +1,71 @@
+"""Around every request: its id, its headers, its log line, and the last resort when we fail."""
+
+import logging
+import time
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from raycap.serve.api.errors import error_response
+from raycap.serve.api.record import RequestRecord
+
+logger = logging.getLogger("ray.serve")
+
+# What a proxy logs for a client that left; nobody reads it.
+_CLIENT_GONE = 499
+
+
+class RecordRequests:
+    """ASGI middleware.
+
+    Args:
+        request_seconds: how long a request may take.
+    """
+
+    def __init__(self, app: ASGIApp, request_seconds: float) -> None:
+        self.app, self.request_seconds = app, request_seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = RequestRecord.start(Headers(scope=scope).get("x-request-id"), self.request_seconds)
+        scope.setdefault("state", {})["record"] = record
+        started_at, status = time.perf_counter(), None
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in record.headers().items():
+                    headers[name] = value
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_headers)
+        except Exception as error:
+            logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            if status is not None:
+                raise
+            await error_response(error, record.request_id)(scope, receive, send_with_headers)
+        finally:
+            _log(scope, record, status or _CLIENT_GONE, time.perf_counter() - started_at)
+
+
+def _log(scope: Scope, record: RequestRecord, status: int, total_seconds: float) -> None:
+    route = getattr(scope.get("route"), "path", "none")
+    details: dict[str, Any] = {
+        "request_id": record.request_id,
+        "key": record.key,
+        "route": route,
+        "status": status,
+        "model": record.model,
+        "version": record.version,
+        "num_images": record.num_images,
+        "seconds": {stage: round(seconds, 4) for stage, seconds in record.seconds.items()},
+        "total_seconds": round(total_seconds, 4),
+        "cache": record.cache,
+    }
+    logger.info("%s %s %d %.1f ms", scope["method"], route, status, total_seconds * 1000, extra=details)

@@ -1,0 +1,102 @@
+"""What all routes share: the captioner, the models being served, and who may ask how much."""
+
+import asyncio
+
+from fastapi import Request
+
+from raycap.errors import UserError
+from raycap.serve.api.images import FetchUrl, Images
+from raycap.serve.api.readiness import Readiness, try_model
+from raycap.serve.api.record import RequestRecord, record_of
+from raycap.serve.api.served import Served
+from raycap.serve.cache import ByteCache
+from raycap.serve.keys import KeyRing
+from raycap.serve.limits import Limits
+from raycap.serve.models import Routing
+from raycap.serve.pipeline import Captioned, Captioner
+from raycap.serve.rate_limit import RateLimiter, anonymous_name
+
+
+class Service:
+    """Behind the routes. It serves no model until :meth:`switch` was called.
+
+    Args:
+        captioner: the stages.
+        limits: of every request.
+        cache_bytes: of captions kept for requests that come again.
+        fetch: images by URL; None refuses URLs.
+        keys: who may use /v1; None lets anyone.
+        rate_limiter: how fast each client may ask; None lets all ask as they like.
+        ready_seconds: how long a pass through the stages counts as proof that they work.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+        cache_bytes: int = 16 * 1024 * 1024,
+        fetch: FetchUrl | None = None,
+        keys: KeyRing | None = None,
+        rate_limiter: RateLimiter | None = None,
+        ready_seconds: float = 5.0,
+    ) -> None:
+        self.captioner, self.limits = captioner, limits
+        self.images = Images(limits, fetch)
+        self.cache: ByteCache[Captioned] = ByteCache(cache_bytes)
+        self.keys, self.rate_limiter = keys, rate_limiter
+        self.readiness = Readiness(captioner, ready_seconds)
+        self.served = Served({})
+        self._switching = asyncio.Lock()
+
+    async def switch(self, routing: Routing) -> None:
+        """Serve other models: each new one has to give a caption first, and until all have, the old ones go on.
+
+        Raises:
+            UserError: one does not; one line.
+        """
+        async with self._switching:
+            try:
+                served = await asyncio.to_thread(Served.read, routing)
+            except UserError as error:
+                raise UserError(f"{error}; the models served before go on") from None
+            for name, model in served.models.items():
+                before = self.served.models.get(name)
+                # Its share of the traffic needs no proof.
+                if (
+                    before is not None
+                    and before.served.model_copy(update={"traffic": model.served.traffic}) == model.served
+                ):
+                    continue
+                try:
+                    with self.readiness.observe():
+                        await try_model(self.captioner, model)
+                except Exception as error:
+                    reason = " ".join(str(error).split())[:300] or type(error).__name__
+                    message = f"models.{name}: gives no caption ({reason}); the models served before go on"
+                    raise UserError(message) from error
+            self.served = served
+
+    def admit(self, request: Request, num_images: int | None = 1) -> RequestRecord:
+        """See who asks, and count the images; None where they are not known yet, see :meth:`count_images`.
+
+        Raises:
+            RequestError: 401, no or an unknown key; 429, too many images.
+        """
+        record = record_of(request)
+        if self.keys is not None:
+            record.key = self.keys.identify(request.headers.get("authorization"))
+        if num_images is not None:
+            self.count_images(request, num_images)
+        return record
+
+    def count_images(self, request: Request, num_images: int) -> None:
+        """Of a request that was admitted.
+
+        Raises:
+            RequestError: 429, too many.
+        """
+        record = record_of(request)
+        record.num_images = num_images
+        if self.rate_limiter is not None:
+            client = record.key or anonymous_name(request.client.host if request.client is not None else "")
+            self.rate_limiter.take(client, num_images)
