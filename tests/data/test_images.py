@@ -1,11 +1,16 @@
 import io
+import resource
+import time
+import tracemalloc
 import warnings
 
+import hostile_images
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from raycap.data.images import ImageError, decode_image, resize_image
+from raycap.data.tiff_directory import is_overweight
 
 
 def encode(image, file_format, **options):
@@ -117,3 +122,75 @@ def test_resizing_gives_a_square_of_bytes_and_leaves_the_right_size_alone():
     assert (resized.shape, resized.dtype) == ((24, 24, 3), np.uint8)
     same = noise(24, 24)
     np.testing.assert_array_equal(resize_image(same, 24), np.asarray(same))
+
+
+BAD_IMAGES = hostile_images.bad_images()
+
+
+@pytest.mark.parametrize(("data", "reason"), BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_a_hostile_file_is_refused_for_its_reason_at_little_cost(data, reason):
+    tracemalloc.start()
+    peak_kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    try:
+        with warnings.catch_warnings(record=True) as warned, pytest.raises(ImageError) as error:
+            warnings.simplefilter("always")
+            decode_image(data)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert error.value.reason == reason, error.value
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+    assert not warned
+    assert time.process_time() - start < 1
+    assert peak_bytes < 100e6
+    # What C code takes, tracemalloc does not see; 4000 x 4000 pixels are 64 MB.
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kilobytes < 200e3
+
+
+@pytest.mark.parametrize("file_format", hostile_images.FORMATS)
+def test_what_follows_a_whole_image_is_not_looked_at(file_format):
+    data = hostile_images.good(file_format)
+    after = decode_image(data + b"PK\x03\x04 an archive, say")
+    np.testing.assert_array_equal(np.asarray(after), np.asarray(decode_image(data)))
+
+
+def test_a_long_thin_image_is_judged_by_its_pixels_only():
+    data = encode(Image.new("L", (1_000_000, 1)), "PNG")
+    assert decode_image(data).size == (1_000_000, 1)
+    with pytest.raises(ImageError, match="1000000 x 1"):
+        decode_image(data, max_pixels=999_999)
+
+
+def test_overlapping_exif_of_a_png_does_not_cost_the_image():
+    start = time.process_time()
+    data = hostile_images.png_with((b"eXIf", hostile_images.overlapping(6000, 1_000_000)))
+    assert decode_image(data).size == (4, 4)
+    assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_every_orientation_is_as_pillow_turns_it(file_format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(noise(), file_format, exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    np.testing.assert_array_equal(np.asarray(decode_image(data)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_tiff_of_many_strips_or_small_tiles_passes(order):
+    assert decode_image(encode(noise(300, 5000), "TIFF", tiffinfo={278: 1})).size == (300, 5000)
+    table = hostile_images.directory((273, 4, 100_000, 8), (324, 4, 400_000, 8), order=order)
+    assert not is_overweight(table + bytes(2_000_000))
+
+
+def test_pillow_is_silenced_once_and_for_no_others():
+    decode_image(encode(noise(), "PNG"))
+    before = list(warnings.filters)
+    decode_image(encode(noise(), "PNG"))
+    assert warnings.filters == before
+    with pytest.warns(UserWarning, match="ours"):
+        warnings.warn("ours", stacklevel=1)
