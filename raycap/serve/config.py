@@ -7,8 +7,11 @@ from ray.serve.exceptions import RayServeException
 
 from raycap.config import Config, error_lines
 from raycap.errors import UserError
+from raycap.serve.fetch import UrlFetch
+from raycap.serve.keys import Keys
 from raycap.serve.limits import Limits
 from raycap.serve.models import Routing
+from raycap.serve.rate_limit import RateLimit
 
 
 class ServeArgsError(UserError, RayServeException):
@@ -184,6 +187,15 @@ class CaptionArgs(Routing):
 
     caption_cache_bytes: int = Field(default=16 * 1024 * 1024, ge=0)
     """Of answers kept by each replica of the ingress, for requests that come again."""
+
+    fetch: UrlFetch = UrlFetch()
+    """Of images that requests name by URL."""
+
+    keys: Keys | None = None
+    """Where the keys are that every route of /v1 asks for; without, anyone may ask."""
+
+    rate_limit: RateLimit | None = None
+    """Of each client; without, all may ask as they like."""
 
     @property
     def routing(self) -> Routing:

@@ -16,8 +16,8 @@ from yarl import URL
 
 from raycap.config import Config
 from raycap.serve.addresses import IPAddress, is_public, parse_host
+from raycap.serve.errors import RequestError
 from raycap.serve.pinned import ForbiddenPeerError, PinnedConnector, SystemResolver
-from raycap.serve.requests import RequestError
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 

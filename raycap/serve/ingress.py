@@ -13,9 +13,9 @@ from ray import serve
 from raycap.config import parse_config
 from raycap.errors import UserError
 from raycap.serve.api.app import make_api
-from raycap.serve.api.images import FetchUrl
 from raycap.serve.api.service import Service
 from raycap.serve.config import ServeArgsError
+from raycap.serve.fetch import ImageFetcher, UrlFetch
 from raycap.serve.keys import KeyRing, Keys
 from raycap.serve.limits import Limits
 from raycap.serve.models import Routing
@@ -34,7 +34,7 @@ class CaptionIngress:
         captioner: the stages.
         limits: of every request.
         caption_cache_bytes: of captions kept for requests that come again.
-        fetch: images by URL; None refuses URLs.
+        fetch: of images that requests name by URL.
         keys: where the keys are that /v1 asks for; None asks for none.
         rate_limit: of each client; None lets all ask as they like.
 
@@ -47,13 +47,13 @@ class CaptionIngress:
         captioner: Captioner,
         limits: Limits = Limits(),  # noqa: B008 - frozen
         caption_cache_bytes: int = 16 * 1024 * 1024,
-        fetch: FetchUrl | None = None,
+        fetch: UrlFetch = UrlFetch(),  # noqa: B008 - frozen
         keys: Keys | None = None,
         rate_limit: RateLimit | None = None,
     ) -> None:
         key_ring = KeyRing(keys) if keys is not None else None
         limiter = RateLimiter(rate_limit) if rate_limit is not None else None
-        self.service = Service(captioner, limits, caption_cache_bytes, fetch, key_ring, limiter)
+        self.service = Service(captioner, limits, caption_cache_bytes, ImageFetcher(fetch).fetch, key_ring, limiter)
 
     @property
     def draining(self) -> bool:

@@ -7,8 +7,8 @@ import time
 import pytest
 from serve.forbidden_urls import FORBIDDEN_URLS
 
+from raycap.serve.errors import RequestError
 from raycap.serve.fetch import ImageFetcher, UrlFetch
-from raycap.serve.requests import RequestError
 
 BODY = b"an image, for all the fetcher knows" * 100
 
