@@ -5,7 +5,7 @@ import { ApiError, caption, curlCommand, listModels } from "./client.js";
 // Longer than the pause between two steps of a slider that is being moved.
 const DEBOUNCE_MS = 250;
 const KEY_STORE = "raycap.key";
-const INVITATION = "The caption appears here.";
+const INVITATION = "Drop, paste or choose a picture to read its caption without the RBM and with it.";
 
 const $ = (id) => document.getElementById(id);
 const options = [...document.querySelectorAll("#options input")];
@@ -27,7 +27,7 @@ const refined = () => model()?.refined ?? true;
 const slots = () => (refined() ? [plain, gated] : [plain]);
 const apiKey = () => sessionStorage.getItem(KEY_STORE) ?? "";
 const plural = (count, noun, ending = "s") => `${count} ${noun}${count === 1 ? "" : ending}`;
-const gateTitle = (gate, passes) => `With the RBM: gate ${Number(gate).toFixed(2)}, ${plural(passes, "pass", "es")}`;
+const gateTitle = (gate, passes) => `With the RBM: gate ${Number(gate).toFixed(2)}, ${plural(Number(passes), "pass", "es")}`;
 
 /** The form's fields of a card's request; what is left open is the model's own setting, and not sent. */
 function fieldsOf(slot) {
@@ -57,7 +57,7 @@ function changed(delay = DEBOUNCE_MS) {
 
 function stop(slot) {
   slot.abort?.abort();
-  Object.assign(slot, { abort: null, key: "" });
+  Object.assign(slot, { abort: null, key: "", answer: null });
 }
 
 async function ask(slot) {
@@ -66,6 +66,7 @@ async function ask(slot) {
   if (slots().every(({ key }) => key)) showError(null);
   showVerdict();
   showHeat(null);
+  $("figure").hidden = true;
   slot.text.ariaBusy = "true";
   const started = performance.now();
   let text = "";
@@ -95,7 +96,7 @@ async function loadModels() {
     return;
   }
   $("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
-  $("model-field").hidden = models.length < 2;
+  $("model").hidden = models.length < 2;
   chooseModel();
 }
 
@@ -108,7 +109,7 @@ function chooseModel() {
 // ---- Showing
 
 function showControls() {
-  $("refinement").hidden = gated.card.hidden = $("verdict").hidden = !refined();
+  $("refinement").hidden = gated.card.hidden = !refined();
   document.querySelector(".cards").classList.toggle("single", !refined());
   plain.title.textContent = refined() ? "Without the RBM: gate 0" : "Caption";
   gated.title.textContent = gateTitle($("gate").value, $("passes").value);
@@ -118,6 +119,7 @@ function showControls() {
   const asked = fieldsOf(refined() ? gated : plain);
   $("curl").textContent = curlCommand(picture?.file.name ?? "picture.jpg", asked, Boolean(apiKey()));
   $("copied").textContent = "";
+  showVerdict();
 }
 
 function showText(slot, text, waiting = false) {
@@ -134,16 +136,15 @@ function showAnswer(slot, { answer, stages }, { firstMs, allMs }) {
   if (slot === gated && answer.refinement) slot.title.textContent = gateTitle(answer.refinement.gate, answer.refinement.passes);
   const ms = (value) => `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`;
   const facts = [
-    `${answer.model} ${answer.model_version ?? ""}`.trim(),
-    plural(answer.usage.completion_tokens, "token") + (answer.finish_reason === "length" ? ", cut at the most allowed" : ""),
-    (firstMs ? `first word after ${ms(firstMs)}, ` : "") + `all after ${ms(allMs)}`,
+    plural(answer.usage.completion_tokens, "token") + (answer.finish_reason === "length" ? ", cut off" : ""),
+    (firstMs ? `first word ${ms(firstMs)}, ` : "") + `all ${ms(allMs)}`,
     ...stages.map(([stage, duration]) => `${stage} ${ms(duration)}`),
   ];
   slot.facts.textContent = facts.join(" · ");
-  if (answer.attention) {
-    const link = Object.assign(document.createElement("a"), { href: answer.attention.figure, download: "attention.png" });
-    link.textContent = "all maps in one figure";
-    slot.facts.append(" · ", link);
+  if (slot === slots().at(-1)) {
+    $("version").textContent = $("version").title = `Model ${answer.model} ${answer.model_version ?? ""}`.trim();
+    $("figure").hidden = !answer.attention;
+    $("figure").href = answer.attention?.figure ?? "";
   }
   showVerdict();
 }
@@ -164,14 +165,18 @@ function wordsOf({ caption: text, attention }) {
 }
 
 function showVerdict() {
-  const nodes = [...gated.text.querySelectorAll(".word")];
-  const both = plain.answer && gated.answer;
-  const kept = both ? commonWords(words(plain), words(gated)) : null;
-  nodes.forEach((node, index) => node.classList.toggle("changed", Boolean(both) && !kept.has(index)));
-  $("verdict").textContent = both ? verdict() : "";
+  const done = slots().every(({ answer }) => answer);
+  if (done && refined()) {
+    const kept = commonWords(words(plain), words(gated));
+    gated.text.querySelectorAll(".word").forEach((node, index) => node.classList.toggle("changed", !kept.has(index)));
+  }
+  const said = !picture ? INVITATION : done ? verdict() : "";
+  // Said again, it would be read out again.
+  if ($("verdict").textContent !== said) $("verdict").textContent = said;
 }
 
 function verdict() {
+  if (!refined()) return "This model has no RBM.";
   const gate = gated.answer.refinement?.gate;
   if (plain.answer.caption === gated.answer.caption) {
     return gate === 0 ? "Gate 0 leaves the RBM out: both are BLIP’s own caption." : "At this gate the RBM changes no word.";
@@ -203,10 +208,13 @@ function commonWords(a, b) {
 
 function showError(error) {
   $("error").hidden = !error;
+  $("verdict").hidden = $("version").hidden = Boolean(error);
   const wrong = error instanceof ApiError ? error.field : null;
   for (const input of [...options, $("passes")]) input.ariaInvalid = String((input.name || input.id) === wrong);
   if (!error) return;
   $("error-text").textContent = error.message;
+  // What the request itself got wrong, a second try gets wrong again.
+  $("retry").hidden = [400, 401, 403, 413, 415, 422].includes(error.status);
   if (options.some(({ name }) => name === wrong)) $("options").open = true;
   if (error.status === 401 && $("key-form").hidden) {
     $("key-form").hidden = false;
@@ -229,7 +237,6 @@ function take(file) {
   if (!file) return;
   for (const slot of [plain, gated]) {
     stop(slot);
-    slot.answer = null;
     showText(slot, "Reading the picture …", true);
   }
   picture = { file, number: ++numPictures };
@@ -321,7 +328,7 @@ function listen() {
   document.addEventListener("keydown", ({ key }) => key === "Escape" && showHeat(null));
 }
 
-for (const slot of [plain, gated]) showText(slot, INVITATION, true);
+for (const slot of [plain, gated]) showText(slot, "The caption appears here.", true);
 $("stage").classList.add("empty");
 listen();
 loadModels();
