@@ -140,7 +140,7 @@ function showAnswer(slot, { answer, stages }, { firstMs, allMs }) {
     (firstMs ? `first word ${ms(firstMs)}, ` : "") + `all ${ms(allMs)}`,
     ...stages.map(([stage, duration]) => `${stage} ${ms(duration)}`),
   ];
-  slot.facts.textContent = facts.join(" · ");
+  slot.facts.textContent = facts.join("\u00a0· ");
   if (slot === slots().at(-1)) {
     $("version").textContent = $("version").title = `Model ${answer.model} ${answer.model_version ?? ""}`.trim();
     $("figure").hidden = !answer.attention;
@@ -182,7 +182,7 @@ function verdict() {
     return gate === 0 ? "Gate 0 leaves the RBM out: both are BLIP’s own caption." : "At this gate the RBM changes no word.";
   }
   const chance = options.some(({ name, value }) => name === "temperature" && Number(value) > 0);
-  return `The RBM changes the caption.${chance ? " Words are drawn by chance here, which may be a part of it." : ""} Different is not better: judge by the picture.`;
+  return `The RBM changes the caption; not always for the better.${chance ? " Here words are drawn by chance too." : ""}`;
 }
 
 const words = (slot) => [...slot.text.querySelectorAll(".word")].map((node) => node.textContent);

@@ -1,0 +1,541 @@
+"""The demo page in a headless Chromium, before a real server on loopback."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from raycap.data.images import ImageError, decode_image
+from raycap.models.blip import Decoding
+from raycap.predictor import CaptionPredictor, Refinement
+from raycap.serve.page import mount_page
+
+playwright = pytest.importorskip("playwright.sync_api")
+expect = playwright.expect
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+
+# What the page cannot know is recorded where it happens: what is sent, and each state of a live region.
+RECORDER = """
+window.sent = [];
+window.states = {plain: [], gated: []};
+window.violations = [];
+window.shift = 0;
+document.addEventListener("securitypolicyviolation", (event) => violations.push(event.violatedDirective));
+new PerformanceObserver((list) => list.getEntries().forEach((entry) => { window.shift += entry.value; }))
+    .observe({type: "layout-shift", buffered: true});
+const realFetch = window.fetch;
+window.fetch = (url, options) => {
+    if (options?.body) window.sent.push(Object.fromEntries([...options.body].filter(([name]) => name !== "file")));
+    return realFetch(url, options);
+};
+document.addEventListener("DOMContentLoaded", () => {
+    for (const [id, states] of Object.entries(window.states)) {
+        const observer = new MutationObserver((changes) => changes.forEach((change) =>
+            change.addedNodes.forEach((node) => states.push(node.textContent))));
+        observer.observe(document.querySelector(`#${id} [aria-live]`), {childList: true});
+    }
+});
+"""
+
+DROP = """(stage, [bytes, name]) => {
+    const file = new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], name);
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(file);
+    for (const kind of ["dragenter", "dragover", "drop"])
+        stage.dispatchEvent(new DragEvent(kind, {dataTransfer, bubbles: true, cancelable: true}));
+}"""
+
+
+def make_app(models, api_key=None, names=("demo",)):
+    """The API's contract over the tiny predictor: true captions, streamed by words; maps that only tell words apart."""
+    source = str(models / "demo/blip/model")
+    refining = CaptionPredictor.from_pretrained(source, str(models / "demo/rbm/model"))
+    bare = CaptionPredictor.from_pretrained(source)
+    predictors = {name: bare if name == "bare" else refining for name in names}
+    api = FastAPI()
+    mount_page(api)
+
+    def refuse(status, message, field=None):
+        error = {"type": "refused", "message": message, "field": field, "request_id": "r-1"}
+        return JSONResponse({"error": error}, status)
+
+    def locked(request):
+        return api_key is not None and request.headers.get("authorization") != f"Bearer {api_key}"
+
+    @api.get("/v1/models")
+    async def list_models(request: Request):
+        if locked(request):
+            return refuse(401, "authorization: missing or wrong; send Authorization: Bearer KEY")
+        served = [
+            {"id": name, "refined": predictor.refiner is not None, "image_size": 32, "gate": 1.0, "passes": 1}
+            for name, predictor in predictors.items()
+        ]
+        return {"object": "list", "data": served}
+
+    @api.post("/v1/caption")
+    async def caption(request: Request):
+        if locked(request):
+            return refuse(401, "authorization: missing or wrong; send Authorization: Bearer KEY")
+        form = await request.form()
+        try:
+            image = decode_image(await form["file"].read())
+        except ImageError as error:
+            return refuse(422, f"file: {error}; send a whole JPEG, PNG or WebP file", "file")
+        beams = int(form.get("num_beams", 1))
+        if beams > 8:
+            return refuse(422, f"num_beams = {beams}: more than 8; give at most 8", "num_beams")
+        predictor = predictors[form.get("model", names[0])]
+        refinement = Refinement(gate=float(form.get("gate", 1)), passes=int(form.get("passes", 1)))
+        decoding = Decoding(
+            num_beams=beams, max_new_tokens=int(form.get("max_new_tokens", 8)), prompt=form.get("prompt", "")
+        )
+        (text,) = await asyncio.to_thread(predictor.caption, [image], decoding, refinement)
+        words = text.split()
+        looked = text.removeprefix(decoding.prompt).split()
+        maps = [png_url(heat(index)) for index in range(len(looked))]
+        answer = {
+            "id": "c-1",
+            "caption": text,
+            "captions": [{"text": text, "log_probability": -3.0}],
+            "model": form.get("model", names[0]),
+            "model_version": "0123456789abcdef",
+            "refinement": refinement.model_dump() if predictor.refiner is not None else None,
+            "finish_reason": "length",
+            "usage": {"completion_tokens": len(words)},
+            "attention": {"words": looked, "maps": maps, "figure": maps[0]} if form.get("explain") == "true" else None,
+        }
+
+        async def events():
+            for index, word in enumerate(words if beams == 1 else []):
+                yield f"data: {json.dumps({'delta': ' ' * bool(index) + word})}\n\n"
+                await asyncio.sleep(0.02)
+            yield f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n"
+
+        return StreamingResponse(
+            events(), media_type="text/event-stream", headers={"Server-Timing": "encode;dur=4.2, refine;dur=1"}
+        )
+
+    return api
+
+
+def heat(index):
+    """(4, 4, 4) uint8, the one bright patch differs by word."""
+    pixels = np.zeros((4, 4, 4), dtype=np.uint8)
+    pixels[..., :] = (20, 20, 60, 90)
+    pixels[index // 4 % 4, index % 4] = (255, 120, 0, 190)
+    return pixels
+
+
+def png_url(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+@pytest.fixture(scope="module")
+def serve(models):
+    """Starts a server on loopback and gives its address; the same arguments give the same server."""
+    running = {}
+
+    def start(**options):
+        key = str(options)
+        if key not in running:
+            listener = socket.create_server(("127.0.0.1", 0))
+            server = uvicorn.Server(uvicorn.Config(make_app(models, **options), log_level="error"))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+            thread.start()
+            while not server.started:
+                assert thread.is_alive()
+                time.sleep(0.01)
+            running[key] = server, thread, f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        return running[key][2]
+
+    yield start
+    for server, thread, _ in running.values():
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as started:
+        sandbox = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+        browser = started.chromium.launch(executable_path=BROWSER, args=[*sandbox, "--disable-dev-shm-usage"])
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A visitor's page, and all that it asked for and complained about."""
+
+    def __init__(self, page, address):
+        self.page, self.address, self.requests, self.complaints = page, address, [], []
+        page.set_default_timeout(10_000)
+        page.add_init_script(RECORDER)
+        page.on("request", lambda request: self.requests.append(request.url))
+        page.on("console", lambda said: said.type in ("error", "warning") and self.complaints.append(said.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.goto(address)
+
+    def drop(self, data, name="photo.png"):
+        self.page.locator("#stage").evaluate(DROP, [base64.b64encode(data).decode(), name])
+
+    def settled(self):
+        """Both captions are there, whole."""
+        for card in ("#plain", "#gated"):
+            expect(self.page.locator(f"{card}.stale")).to_have_count(0)
+            expect(self.page.locator(f"{card} [aria-busy=true]")).to_have_count(0)
+            expect(self.page.locator(f"{card} .facts")).to_contain_text("token")
+
+    def recorded(self, name):
+        return self.page.evaluate(f"window.{name}")
+
+    def text(self, card):
+        return self.page.locator(f"#{card} .caption").inner_text()
+
+
+@pytest.fixture
+def visit(browser, serve):
+    contexts = []
+
+    def open_page(width=1280, height=860, api=None, **context):
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, **context))
+        return Visit(contexts[-1].new_page(), serve(**(api or {})))
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@in_browser
+def test_a_dropped_picture_is_captioned_word_by_word_without_and_with_the_rbm(visit, files):
+    visitor = visit()
+    visitor.drop(files[0])
+    visitor.settled()
+    for card in ("plain", "gated"):
+        pieces = [state for state in visitor.recorded("states")[card] if state]
+        growing = {state for state in pieces if visitor.text(card).startswith(state)}
+        assert len(growing) >= 2, pieces
+        assert len(visitor.text(card).split()) > 1
+    assert [fields["gate"] for fields in visitor.recorded("sent")] == ["0", "1"]
+    expect(visitor.page.locator("#image")).to_be_visible()
+    expect(visitor.page.locator("#gated .facts")).to_contain_text("encode 4.2 ms")
+    expect(visitor.page.locator("#verdict")).to_contain_text("RBM")
+
+
+@in_browser
+def test_the_slider_stops_the_request_in_flight_and_asks_again_with_its_gate(visit, files):
+    visitor = visit()
+    visitor.drop(files[0])
+    visitor.settled()
+    page, held, stopped = visitor.page, [], []
+    page.on("requestfailed", lambda request: stopped.append((request.url, request.failure)))
+    page.route("**/v1/caption", lambda route: held.append(route))  # and never answered
+    page.locator("#gate").fill("0.5")
+    expect(page.locator("#gated")).to_have_class("card stale")
+    page.wait_for_function("() => window.sent.length === 3")
+    page.unroute("**/v1/caption")
+    page.locator("#gate").fill("0")
+    visitor.settled()
+    assert stopped == [(f"{visitor.address}v1/caption", "net::ERR_ABORTED")]
+    expect(page.locator("#gated h2")).to_contain_text("gate 0.00")
+    assert visitor.text("gated") == visitor.text("plain")
+    expect(page.locator("#verdict")).to_contain_text("Gate 0 leaves the RBM out")
+    page.locator("#gate").fill("1")
+    page.get_by_label("One pass more").click()
+    expect(page.locator("#gated h2")).to_contain_text("gate 1.00, 2 passes")
+    visitor.settled()
+    # The two moves lie within one pause, and the caption without the RBM is not asked for again.
+    asked = [(fields["gate"], fields.get("passes")) for fields in visitor.recorded("sent")]
+    assert asked == [("0", None), ("1", "1"), ("0.5", "1"), ("0", "1"), ("1", "2")]
+
+
+@in_browser
+def test_pointing_at_a_word_lays_its_map_over_the_picture(visit, files):
+    visitor = visit()
+    page = visitor.page
+    page.locator("#explain").check()
+    visitor.drop(files[0])
+    visitor.settled()
+    chips, overlay = page.locator("#gated button.word"), page.locator("#heat")
+    expect(overlay).to_be_hidden()
+    for index in (0, 2):
+        chips.nth(index).hover()
+        expect(overlay).to_be_visible()
+        expect(overlay).to_have_attribute("src", png_url(heat(index)))
+        assert overlay.bounding_box() == page.locator("#image").bounding_box()
+    page.locator("h1").hover()
+    expect(overlay).to_be_hidden()
+    chips.nth(1).focus()
+    expect(overlay).to_have_attribute("src", png_url(heat(1)))
+    page.keyboard.press("Escape")
+    expect(overlay).to_be_hidden()
+    expect(page.get_by_role("link", name="All maps in one figure")).to_have_attribute("href", png_url(heat(0)))
+
+
+@in_browser
+def test_a_finger_keeps_the_map_of_the_word_it_tapped(visit, files):
+    visitor = visit(width=360, height=740, has_touch=True, is_mobile=True)
+    visitor.page.locator("#explain").tap()
+    visitor.drop(files[0])
+    visitor.settled()
+    visitor.page.locator("#gated button.word").nth(1).tap()
+    expect(visitor.page.locator("#heat")).to_have_attribute("src", png_url(heat(1)))
+    expect(visitor.page.locator("#heat")).to_be_visible()
+    assert visitor.page.get_by_label("Take a photo").first.get_attribute("capture") == "environment"
+
+
+@in_browser
+def test_a_bad_file_shows_the_servers_own_line(visit, files):
+    visitor = visit()
+    visitor.drop(b"no image", "notes.txt")
+    expect(visitor.page.get_by_role("alert")).to_be_visible()
+    expect(visitor.page.locator("#error-text")).to_have_text(
+        "file: the file is empty or of no known image format; send a whole JPEG, PNG or WebP file"
+    )
+    expect(visitor.page.get_by_role("button", name="Try again")).to_be_hidden()
+    expect(visitor.page.locator("#unseen")).to_be_visible()
+    visitor.drop(files[0])
+    visitor.settled()
+    expect(visitor.page.get_by_role("alert")).to_be_hidden()
+
+
+@in_browser
+def test_a_refused_option_is_marked_and_can_be_mended(visit, files):
+    visitor = visit()
+    visitor.drop(files[0])
+    visitor.settled()
+    visitor.page.locator("#options summary").click()
+    beams = visitor.page.get_by_label("Beams")
+    beams.fill("9")
+    expect(visitor.page.get_by_role("alert")).to_contain_text("num_beams = 9")
+    expect(beams).to_have_attribute("aria-invalid", "true")
+    beams.fill("2")
+    visitor.settled()
+    expect(beams).to_have_attribute("aria-invalid", "false")
+    assert visitor.recorded("sent")[-1]["num_beams"] == "2"
+
+
+@in_browser
+def test_a_prompt_begins_both_captions_and_has_no_map(visit, files):
+    visitor = visit()
+    page = visitor.page
+    page.locator("#options summary").click()
+    page.get_by_label("Begins with").fill("a red circle")
+    page.locator("#explain").check()
+    visitor.drop(files[0])
+    visitor.settled()
+    for card in ("plain", "gated"):
+        assert visitor.text(card).startswith("a red circle")
+        chips = " ".join(page.locator(f"#{card} button.word").all_inner_texts())
+        assert f"a red circle{chips}" == visitor.text(card).replace("circle ", "circle")
+
+
+@in_browser
+def test_a_server_that_asks_for_a_key_gets_it_and_forgets_it_with_the_tab(visit, files):
+    visitor = visit(api={"api_key": "s3cret"})
+    page = visitor.page
+    key = page.get_by_label("API key")
+    expect(key).to_be_focused()
+    expect(page.get_by_role("alert")).to_contain_text("send Authorization: Bearer KEY")
+    key.fill("wrong")
+    key.press("Enter")
+    expect(key).to_be_focused()
+    visitor.drop(files[0])
+    expect(page.get_by_role("alert")).to_contain_text("missing or wrong")
+    key.fill("s3cret")
+    key.press("Enter")
+    expect(key).to_be_hidden()
+    visitor.settled()
+    assert page.evaluate("() => localStorage.length") == 0
+    command = page.locator("#curl").text_content()
+    assert "$RAYCAP_API_KEY" in command
+    assert "s3cret" not in command
+    assert "key" not in visit().page.locator("#curl").text_content().lower(), "where none is asked for"
+
+
+@in_browser
+def test_a_model_without_an_rbm_has_neither_gate_nor_second_caption(visit, files):
+    alone = visit()
+    expect(alone.page.locator("#model")).to_be_hidden()
+    visitor = visit(api={"names": ("demo", "bare")})
+    page = visitor.page
+    visitor.drop(files[0])
+    visitor.settled()
+    page.get_by_label("Model").select_option("bare")
+    expect(page.locator("#refinement")).to_be_hidden()
+    expect(page.locator("#gated")).to_be_hidden()
+    expect(page.locator("#verdict")).to_have_text("This model has no RBM.")
+    fields = visitor.recorded("sent")[-1]
+    assert fields["model"] == "bare"
+    assert not {"gate", "passes"} & set(fields)
+    page.get_by_label("Model").select_option("demo")
+    visitor.settled()
+
+
+@in_browser
+def test_the_browser_has_nothing_to_complain_of_and_asks_nobody_else(visit, files):
+    visitor = visit()
+    page = visitor.page
+    page.locator("#explain").check()
+    visitor.drop(files[0])
+    visitor.settled()
+    page.locator("#gated button.word").first.hover()
+    expect(page.locator("#heat")).to_be_visible()
+    page.get_by_role("button", name="Try a drawing").click()
+    expect(page.locator("#name")).to_have_text("drawing.png")
+    visitor.settled()
+    assert visitor.complaints == []
+    assert visitor.recorded("violations") == []
+    elsewhere = [url for url in visitor.requests if not url.startswith((visitor.address, "data:", "blob:"))]
+    assert elsewhere == []
+    # The policy would not let it, either.
+    page.evaluate("() => { document.body.appendChild(new Image()).src = 'http://127.0.0.1:9/x.png'; }")
+    page.wait_for_function("() => window.violations.length === 1")
+
+
+@in_browser
+@pytest.mark.parametrize(("width", "height"), [(1280, 860), (800, 900), (360, 740)])
+def test_nothing_moves_as_an_answer_comes_and_nothing_is_wider_than_the_window(visit, files, width, height):
+    visitor = visit(width, height)
+    page = visitor.page
+    visitor.drop(files[0])
+    visitor.settled()
+    page.locator("#gate").fill("0.3")
+    visitor.settled()
+    # A tenth of what web.dev's "Core Web Vitals" call good.
+    assert visitor.recorded("shift") < 0.01
+    page.locator("#options summary").click()
+    page.get_by_text("This request as a command").click()
+    assert page.evaluate("() => document.documentElement.scrollWidth") == width
+
+
+CONTRAST = """() => {
+    const light = (colour) => {
+        const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+            .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const back = (node) => {
+        const colour = getComputedStyle(node).backgroundColor;
+        return colour === "rgba(0, 0, 0, 0)" ? back(node.parentElement) : colour;
+    };
+    const faint = [];
+    for (const node of document.querySelectorAll("body *")) {
+        const said = [...node.childNodes].some((child) => child.nodeType === 3 && child.data.trim());
+        if (!said || !node.checkVisibility() || node.disabled) continue;
+        const [a, b] = [light(getComputedStyle(node).color), light(back(node))].sort((x, y) => y - x);
+        if ((a + 0.05) / (b + 0.05) < 4.5) faint.push(`${node.textContent}: ${(a + 0.05) / (b + 0.05)}`);
+    }
+    return faint;
+}"""
+
+
+@in_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read_in_both_schemes(visit, files, scheme):
+    visitor = visit(color_scheme=scheme, reduced_motion="reduce")
+    page = visitor.page
+    page.locator("#explain").check()
+    page.locator("#options summary").click()
+    page.get_by_text("This request as a command").click()
+    visitor.drop(files[0])
+    visitor.settled()
+    page.locator("#gated button.word").first.hover()
+    dark = page.evaluate("() => getComputedStyle(document.body).backgroundColor") == "rgb(18, 22, 27)"
+    assert dark == (scheme == "dark")
+    assert page.evaluate(CONTRAST) == []
+    visitor.drop(b"no image")
+    expect(page.get_by_role("alert")).to_be_visible()
+    assert page.evaluate(CONTRAST) == []
+
+
+@in_browser
+def test_everything_can_be_done_with_the_keyboard(visit, files):
+    visitor = visit()
+    page = visitor.page
+
+    def tab_to(identifier):
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            if page.evaluate("() => document.activeElement.id || document.activeElement.classList[0]") == identifier:
+                return
+        raise AssertionError(f"{identifier} is not reached by Tab")
+
+    tab_to("file")
+    assert page.locator("#stage").evaluate("(node) => getComputedStyle(node).outlineStyle") == "solid"
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Space")
+    chooser.value.set_files({"name": "a b.png", "mimeType": "image/png", "buffer": files[1]})
+    visitor.settled()
+    tab_to("gate")
+    page.keyboard.press("Home")
+    expect(page.locator("#gated h2")).to_contain_text("gate 0.00")
+    visitor.settled()
+    tab_to("explain")
+    page.keyboard.press("Space")
+    visitor.settled()
+    page.locator("h1").click()  # Tab begins again at the top
+    tab_to("word")
+    expect(page.locator("#heat")).to_have_attribute("src", png_url(heat(0)))
+    unnamed = "() => [...document.querySelectorAll('input, button, select')].filter((node) => node.checkVisibility() \
+        && !node.ariaLabel && !node.labels?.length && !node.textContent.trim()).map((node) => node.id)"
+    assert page.evaluate(unnamed) == []
+
+
+@in_browser
+def test_a_picture_can_be_pasted(visit, files):
+    visitor = visit()
+    paste = DROP.split("for (const kind")[0] + (
+        "document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: dataTransfer, bubbles: true})); }"
+    )
+    visitor.page.locator("#stage").evaluate(paste, [base64.b64encode(files[0]).decode(), "pasted.png"])
+    expect(visitor.page.locator("#name")).to_have_text("pasted.png")
+    visitor.settled()
+
+
+@in_browser
+def test_the_command_shown_gives_the_caption_shown(visit, files, tmp_path):
+    visitor = visit()
+    page = visitor.page
+    page.locator("#options summary").click()
+    page.get_by_label("Begins with").fill("@it's")
+    name = "it's; a, b.png"
+    visitor.drop(files[0], name)
+    visitor.settled()
+    (tmp_path / name).write_bytes(files[0])
+    command = page.locator("#curl").text_content()
+    ran = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
+    answers = [json.loads(line[6:]) for line in ran.stdout.splitlines() if line.startswith("data: {")]
+    assert answers[-1]["caption"] == visitor.text("gated")
+
+
+def test_the_files_are_public_typed_and_under_the_strict_policy():
+    api = FastAPI()
+    mount_page(api)
+    client = TestClient(api)
+    for path, kind in (("/", "html"), ("/page.css", "css"), ("/page.js", "javascript"), ("/client.js", "javascript")):
+        answer = client.get(path)
+        assert answer.status_code == client.head(path).status_code == 200
+        assert answer.headers["content-type"] == f"text/{kind}; charset=utf-8"
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:;")
+        assert "unsafe" not in policy
+    assert client.get("/openapi.json").json()["paths"] == {}
