@@ -9,18 +9,18 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from raycap.config import parse_config
 from raycap.errors import UserError
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
-from raycap.serve.config import ServeArgsError
-from raycap.serve.fetch import ImageFetcher, UrlFetch
-from raycap.serve.keys import KeyRing, Keys
-from raycap.serve.limits import Limits
+from raycap.serve.config import CaptionArgs, ServeArgsError
+from raycap.serve.fetch import ImageFetcher
+from raycap.serve.handles import RemoteCaptioner
+from raycap.serve.keys import KeyRing
 from raycap.serve.models import Routing
-from raycap.serve.pipeline import Captioner
-from raycap.serve.rate_limit import RateLimit, RateLimiter
+from raycap.serve.rate_limit import RateLimiter
 
 
 @serve.ingress()
@@ -31,29 +31,27 @@ class CaptionIngress:
     restart.
 
     Args:
-        captioner: the stages.
-        limits: of every request.
-        caption_cache_bytes: of captions kept for requests that come again.
-        fetch: of images that requests name by URL.
-        keys: where the keys are that /v1 asks for; None asks for none.
-        rate_limit: of each client; None lets all ask as they like.
+        args: of the application.
+        captioner: handle of the deployment that captions.
 
     Raises:
-        UserError: the keys cannot be read.
+        ServeArgsError: the keys cannot be read.
     """
 
-    def __init__(
-        self,
-        captioner: Captioner,
-        limits: Limits = Limits(),  # noqa: B008 - frozen
-        caption_cache_bytes: int = 16 * 1024 * 1024,
-        fetch: UrlFetch = UrlFetch(),  # noqa: B008 - frozen
-        keys: Keys | None = None,
-        rate_limit: RateLimit | None = None,
-    ) -> None:
-        key_ring = KeyRing(keys) if keys is not None else None
-        limiter = RateLimiter(rate_limit) if rate_limit is not None else None
-        self.service = Service(captioner, limits, caption_cache_bytes, ImageFetcher(fetch).fetch, key_ring, limiter)
+    def __init__(self, args: CaptionArgs, captioner: DeploymentHandle) -> None:
+        try:
+            key_ring = KeyRing(args.keys) if args.keys is not None else None
+        except UserError as error:
+            raise ServeArgsError(str(error)) from None
+        limiter = RateLimiter(args.rate_limit) if args.rate_limit is not None else None
+        self.service = Service(
+            RemoteCaptioner(captioner),
+            args.limits,
+            args.caption_cache_bytes,
+            ImageFetcher(args.fetch).fetch,
+            key_ring,
+            limiter,
+        )
 
     @property
     def draining(self) -> bool:

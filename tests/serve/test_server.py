@@ -43,24 +43,29 @@ def cluster(ray_directory):
 
 @pytest.fixture(scope="module")
 def url(models, cluster):
-    values = {"model": str(models / "demo/blip/model"), "rbm": str(models / "demo/rbm/model"), "precision": "fp32"}
+    model = {"model": str(models / "demo/blip/model"), "rbm": str(models / "demo/rbm/model"), "precision": "fp32"}
+    values = {"models": {"caption": model}, "shape": {"kind": "disaggregated"}}
     yield server.start(CaptionArgs.model_validate(values), port=0)
     server.stop()
 
 
 def test_what_cannot_start_is_refused_at_once(models, cluster):
     """Stands first: the cluster serves nothing yet."""
-    model = str(models / "demo/blip/model")
-    with pytest.raises(UserError, match=r"num_cpus: .* reserve 8\.3, the cluster has 2 CPUs; lower"):
-        server.start(CaptionArgs.model_validate({"model": model, "encoder": {"num_replicas": 2, "num_cpus": 4.05}}))
+
+    def args(**encoder):
+        values = {"models": {"m": {"model": str(models / "demo/blip/model")}}}
+        return CaptionArgs.model_validate(values | {"shape": {"kind": "disaggregated", "encoder": encoder}})
+
+    with pytest.raises(UserError, match=r"num_cpus: .* reserve 8\.4, the cluster has 2 CPUs; lower"):
+        server.start(args(num_replicas=2, num_cpus=4.05))
     with pytest.raises(UserError, match=r"num_gpus: .* reserve 1, the cluster has 0 GPUs"):
-        server.start(CaptionArgs.model_validate({"model": model, "encoder": {"num_gpus": 1}}))
+        server.start(args(num_gpus=1))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port = {port}: Address already in use; give a free one, or 0"):
-            server.start(CaptionArgs(model=model), port=port)
+            server.start(args(), port=port)
 
 
 def post_file(url, data):
@@ -79,7 +84,7 @@ def test_sixteen_at_once_each_get_the_caption_that_the_predictor_gives(models, f
 def test_json_and_multipart_give_the_same(files, url):
     multipart = post_file(url, files[0])
     in_json = httpx.post(f"{url}/v1/caption", json={"image": base64.b64encode(files[0]).decode()}, timeout=60)
-    assert multipart.json() == in_json.json()
+    assert multipart.json()["captions"] == in_json.json()["captions"]
     assert multipart.json()["model"] == "caption"
 
 
@@ -87,12 +92,13 @@ def test_errors_keep_their_status_behind_the_proxy(url):
     assert post_file(url, b"no image").status_code == 422
     assert post_file(url, bytes(21 * 1024 * 1024)).status_code == 413
     assert httpx.post(f"{url}/v1/caption", content=b"x").status_code == 415
+    assert httpx.get(f"{url}/readyz").status_code == 200
     assert httpx.get(f"{url}/nowhere").json()["error"]["type"] == "not_found"
 
 
 def test_a_second_application_is_refused_and_the_first_left_alone(models, url):
     with pytest.raises(UserError, match="Serve already runs in this cluster"):
-        server.start(CaptionArgs(model=str(models / "demo/blip/model")), port=0)
+        server.start(CaptionArgs.model_validate({"models": {"m": {"model": str(models / "demo/blip/model")}}}), port=0)
     assert httpx.get(f"{url}/healthz").status_code == 200
 
 
@@ -110,7 +116,8 @@ def serve_run(models, ray_directory, tmp_path):
             free.bind(("127.0.0.1", 0))
             config["http_options"]["port"] = free.getsockname()[1]
         (good,) = config["applications"]
-        wrong = {"name": "wrong", "route_prefix": "/wrong", "args": good["args"] | {"rbm": "demo/rbm/modle"}}
+        mistaken = {"caption": good["args"]["models"]["caption"] | {"rbm": "demo/rbm/modle"}}
+        wrong = {"name": "wrong", "route_prefix": "/wrong", "args": good["args"] | {"models": mistaken}}
         config["applications"].append(good | wrong)
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
         command = [str(Path(sys.executable).with_name("serve")), "run", str(tmp_path / "config.yaml")]

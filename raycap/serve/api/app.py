@@ -9,8 +9,8 @@ from raycap.serve.api.errors import add_error_handlers
 from raycap.serve.api.health import health_routes
 from raycap.serve.api.middleware import RecordRequests
 from raycap.serve.api.models import model_routes
-from raycap.serve.api.page import page_routes
 from raycap.serve.api.service import Service
+from raycap.serve.page import mount_page
 
 _DESCRIPTION = """Image captions from BLIP, its embeddings refined by an RBM.
 
@@ -29,6 +29,5 @@ def make_api(service: Service) -> FastAPI:
     api.add_middleware(RecordRequests, request_seconds=service.limits.request_seconds)
     for routes in (caption_routes, chat_routes, embedding_routes, model_routes, health_routes):
         api.include_router(routes(service))
-    if (page := page_routes()) is not None:
-        api.include_router(page)
+    mount_page(api)
     return api

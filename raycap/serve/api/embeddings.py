@@ -138,7 +138,7 @@ def _answer(
     entries = []
     for index, (before, after) in enumerate(embedded):
         for stage in stages:
-            embeds = (before if stage == "encoder" else after).image_embeds.astype(np.float32)
+            embeds = (before if stage == "encoder" else after).image_embeds.float().cpu().numpy()
             embedding = _POOLED[body.tokens](embeds).astype(np.dtype(body.dtype).newbyteorder("<"))
             entries.append(
                 {

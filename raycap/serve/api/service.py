@@ -69,6 +69,7 @@ class Service:
                     continue
                 try:
                     with self.readiness.observe():
+                        await self.captioner.prepare(model.weights_key)
                         await try_model(self.captioner, model)
                 except Exception as error:
                     reason = " ".join(str(error).split())[:300] or type(error).__name__
