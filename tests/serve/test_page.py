@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import functools
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -33,6 +35,7 @@ in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-b
 # What the page cannot know is recorded where it happens: what is sent, and each state of a live region.
 RECORDER = """
 window.sent = [];
+window.received = [];
 window.states = {plain: [], gated: []};
 window.violations = [];
 window.shift = 0;
@@ -40,9 +43,11 @@ document.addEventListener("securitypolicyviolation", (event) => violations.push(
 new PerformanceObserver((list) => list.getEntries().forEach((entry) => { window.shift += entry.value; }))
     .observe({type: "layout-shift", buffered: true});
 const realFetch = window.fetch;
-window.fetch = (url, options) => {
+window.fetch = async (url, options) => {
     if (options?.body) window.sent.push(Object.fromEntries([...options.body].filter(([name]) => name !== "file")));
-    return realFetch(url, options);
+    const response = await realFetch(url, options);
+    response.clone().text().then((text) => window.received.push(text), () => {});
+    return response;
 };
 document.addEventListener("DOMContentLoaded", () => {
     for (const [id, states] of Object.entries(window.states)) {
@@ -121,6 +126,9 @@ def make_app(models, api_key=None, names=("demo",)):
             "attention": {"words": looked, "maps": maps, "figure": maps[0]} if form.get("explain") == "true" else None,
         }
 
+        if form.get("stream") != "true":
+            return answer
+
         async def events():
             for index, word in enumerate(words if beams == 1 else []):
                 yield f"data: {json.dumps({'delta': ' ' * bool(index) + word})}\n\n"
@@ -149,7 +157,13 @@ def png_url(pixels):
 
 
 @pytest.fixture(scope="module")
-def serve(models):
+def app(models):
+    """The app to visit: a function of ``api_key`` and ``names``."""
+    return functools.partial(make_app, models)
+
+
+@pytest.fixture(scope="module")
+def serve(app):
     """Starts a server on loopback and gives its address; the same arguments give the same server."""
     running = {}
 
@@ -157,7 +171,7 @@ def serve(models):
         key = str(options)
         if key not in running:
             listener = socket.create_server(("127.0.0.1", 0))
-            server = uvicorn.Server(uvicorn.Config(make_app(models, **options), log_level="error"))
+            server = uvicorn.Server(uvicorn.Config(app(**options), log_level="error"))
             thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
             thread.start()
             while not server.started:
@@ -206,6 +220,16 @@ class Visit:
     def recorded(self, name):
         return self.page.evaluate(f"window.{name}")
 
+    def maps(self, gate):
+        """The maps that came with the caption of this gate."""
+        lines = [line for text in self.recorded("received") for line in text.split("\n") if '"usage"' in line]
+        answers = [json.loads(line.removeprefix("data: ")) for line in lines]
+        return next(
+            answer["attention"]["maps"]
+            for answer in answers
+            if answer["attention"] and answer["refinement"]["gate"] == gate
+        )
+
     def text(self, card):
         return self.page.locator(f"#{card} .caption").inner_text()
 
@@ -235,7 +259,7 @@ def test_a_dropped_picture_is_captioned_word_by_word_without_and_with_the_rbm(vi
         assert len(visitor.text(card).split()) > 1
     assert [fields["gate"] for fields in visitor.recorded("sent")] == ["0", "1"]
     expect(visitor.page.locator("#image")).to_be_visible()
-    expect(visitor.page.locator("#gated .facts")).to_contain_text("encode 4.2 ms")
+    expect(visitor.page.locator("#gated .facts")).to_contain_text(re.compile(r"encode[r]? [\d.]+ ms"))
     expect(visitor.page.locator("#verdict")).to_contain_text("RBM")
 
 
@@ -274,19 +298,23 @@ def test_pointing_at_a_word_lays_its_map_over_the_picture(visit, files):
     visitor.drop(files[0])
     visitor.settled()
     chips, overlay = page.locator("#gated button.word"), page.locator("#heat")
+    maps = visitor.maps(gate=1)
+    assert len(set(maps)) == chips.count()
     expect(overlay).to_be_hidden()
     for index in (0, 2):
         chips.nth(index).hover()
         expect(overlay).to_be_visible()
-        expect(overlay).to_have_attribute("src", png_url(heat(index)))
+        expect(overlay).to_have_attribute("src", maps[index])
         assert overlay.bounding_box() == page.locator("#image").bounding_box()
     page.locator("h1").hover()
     expect(overlay).to_be_hidden()
     chips.nth(1).focus()
-    expect(overlay).to_have_attribute("src", png_url(heat(1)))
+    expect(overlay).to_have_attribute("src", maps[1])
     page.keyboard.press("Escape")
     expect(overlay).to_be_hidden()
-    expect(page.get_by_role("link", name="All maps in one figure")).to_have_attribute("href", png_url(heat(0)))
+    expect(page.get_by_role("link", name="All maps in one figure")).to_have_attribute(
+        "href", re.compile("^data:image/png")
+    )
 
 
 @in_browser
@@ -296,7 +324,7 @@ def test_a_finger_keeps_the_map_of_the_word_it_tapped(visit, files):
     visitor.drop(files[0])
     visitor.settled()
     visitor.page.locator("#gated button.word").nth(1).tap()
-    expect(visitor.page.locator("#heat")).to_have_attribute("src", png_url(heat(1)))
+    expect(visitor.page.locator("#heat")).to_have_attribute("src", visitor.maps(gate=1)[1])
     expect(visitor.page.locator("#heat")).to_be_visible()
     assert visitor.page.get_by_label("Take a photo").first.get_attribute("capture") == "environment"
 
@@ -314,6 +342,30 @@ def test_a_bad_file_shows_the_servers_own_line(visit, files):
     visitor.drop(files[0])
     visitor.settled()
     expect(visitor.page.get_by_role("alert")).to_be_hidden()
+
+
+@in_browser
+@pytest.mark.parametrize(
+    ("rest", "message"),
+    [
+        (
+            'event: error\r\ndata: {"error": {"type": "overloaded", "message": "too much to do"}}\r\n\r\n',
+            "too much to do",
+        ),
+        ("", "The connection ended before the caption was whole; try again."),
+    ],
+)
+def test_a_caption_that_breaks_off_is_not_shown_as_whole(visit, files, rest, message):
+    visitor = visit()
+    page = visitor.page
+    body = 'data: {"delta": "a red"}\r\n\r\n' + rest
+    page.route("**/v1/caption", lambda route: route.fulfill(content_type="text/event-stream", body=body))
+    visitor.drop(files[0])
+    expect(page.locator("#error-text")).to_have_text(message)
+    expect(page.locator("#gated .caption")).to_have_text("No caption.")
+    page.unroute("**/v1/caption")
+    page.get_by_role("button", name="Try again").click()
+    visitor.settled()
 
 
 @in_browser
@@ -493,7 +545,7 @@ def test_everything_can_be_done_with_the_keyboard(visit, files):
     visitor.settled()
     page.locator("h1").click()  # Tab begins again at the top
     tab_to("word")
-    expect(page.locator("#heat")).to_have_attribute("src", png_url(heat(0)))
+    expect(page.locator("#heat")).to_have_attribute("src", visitor.maps(gate=0)[0])
     unnamed = "() => [...document.querySelectorAll('input, button, select')].filter((node) => node.checkVisibility() \
         && !node.ariaLabel && !node.labels?.length && !node.textContent.trim()).map((node) => node.id)"
     assert page.evaluate(unnamed) == []
@@ -522,8 +574,11 @@ def test_the_command_shown_gives_the_caption_shown(visit, files, tmp_path):
     (tmp_path / name).write_bytes(files[0])
     command = page.locator("#curl").text_content()
     ran = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=True)
-    answers = [json.loads(line[6:]) for line in ran.stdout.splitlines() if line.startswith("data: {")]
-    assert answers[-1]["caption"] == visitor.text("gated")
+    assert json.loads(ran.stdout)["caption"] == visitor.text("gated")
+    page.get_by_text("This request as a command").click()
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator("#copied")).to_have_text(re.compile("Copied|Selected"))
+    assert page.evaluate("() => getSelection().toString()").strip() == command
 
 
 def test_the_files_are_public_typed_and_under_the_strict_policy():

@@ -41,7 +41,7 @@ export async function* caption(file, fields, key, signal) {
       yield { answer: event, stages };
     }
   }
-  if (!whole) throw new ApiError(0, { message: "The connection ended before the caption was whole." });
+  if (!whole) throw cutOff();
 }
 
 /** The shell command that sends the same request. */
@@ -77,7 +77,9 @@ async function* serverSentEvents(stream) {
   let rest = "";
   let data = [];
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch((error) => {
+      throw error.name === "AbortError" ? error : cutOff();
+    });
     if (done) return;
     const lines = (rest + value).split("\n");
     rest = lines.pop();
@@ -90,6 +92,8 @@ async function* serverSentEvents(stream) {
     }
   }
 }
+
+const cutOff = () => new ApiError(0, { message: "The connection ended before the caption was whole; try again." });
 
 /** `encode;dur=12.3, decode;dur=40` to [["encode", 12.3], ["decode", 40]]. */
 function readTimings(header) {

@@ -5,7 +5,7 @@ import { ApiError, caption, curlCommand, listModels } from "./client.js";
 // Longer than the pause between two steps of a slider that is being moved.
 const DEBOUNCE_MS = 250;
 const KEY_STORE = "raycap.key";
-const INVITATION = "Drop, paste or choose a picture to read its caption without the RBM and with it.";
+const INVITATION = "Choose a picture to read its caption without the RBM and with it.";
 
 const $ = (id) => document.getElementById(id);
 const options = [...document.querySelectorAll("#options input")];
@@ -49,7 +49,7 @@ function changed(delay = DEBOUNCE_MS) {
   clearTimeout(timer);
   for (const slot of [plain, gated]) {
     const outdated = slot.key !== keyOf(slot) || !slots().includes(slot);
-    slot.card.classList.toggle("stale", outdated && slot.key !== "");
+    if (outdated && slot.key) slot.card.classList.add("stale");
     if (outdated) stop(slot);
   }
   timer = setTimeout(() => slots().filter((slot) => slot.key !== keyOf(slot)).forEach(ask), delay);
@@ -271,7 +271,9 @@ function draw() {
     else [[x, 126], [x + 57, 225], [x - 57, 225]].forEach((corner) => pen.lineTo(...corner));
     pen.fill();
   });
-  canvas.toBlob((blob) => take(new File([blob], "drawing.png", { type: "image/png" })));
+  // Not toBlob, which waits until the browser has nothing else to do.
+  const bytes = Uint8Array.from(atob(canvas.toDataURL("image/png").split(",")[1]), (byte) => byte.charCodeAt(0));
+  take(new File([bytes], "drawing.png", { type: "image/png" }));
 }
 
 // ---- What the user does
@@ -313,9 +315,13 @@ function listen() {
   });
   $("copy").addEventListener("click", async () => {
     getSelection().selectAllChildren($("curl"));
-    // Browsers give the clipboard only to pages that came by HTTPS or from this machine.
-    await navigator.clipboard?.writeText($("curl").textContent);
-    $("copied").textContent = navigator.clipboard ? "Copied." : "Selected: press Ctrl+C.";
+    try {
+      await navigator.clipboard.writeText($("curl").textContent);
+      $("copied").textContent = "Copied.";
+    } catch {
+      // Browsers give the clipboard only to pages that came by HTTPS or from the same machine.
+      $("copied").textContent = "Selected: copy it as any text.";
+    }
   });
 
   const wordAt = ({ target }) => target.closest?.("button.word") ?? null;
