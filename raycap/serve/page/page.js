@@ -5,7 +5,6 @@ import { ApiError, caption, curlCommand, listModels } from "./client.js";
 // Longer than the pause between two steps of a slider that is being moved.
 const DEBOUNCE_MS = 250;
 const KEY_STORE = "raycap.key";
-const INVITATION = "Choose a picture to read its caption without the RBM and with it.";
 
 const $ = (id) => document.getElementById(id);
 const options = [...document.querySelectorAll("#options input")];
@@ -170,10 +169,12 @@ function showVerdict() {
     const kept = commonWords(words(plain), words(gated));
     gated.text.querySelectorAll(".word").forEach((node, index) => node.classList.toggle("changed", !kept.has(index)));
   }
-  const said = !picture ? INVITATION : done ? verdict() : "";
+  const said = !picture ? invitation() : done ? verdict() : "";
   // Said again, it would be read out again.
   if ($("verdict").textContent !== said) $("verdict").textContent = said;
 }
+
+const invitation = () => `Choose a picture to read its caption${refined() ? " without the RBM and with it" : ""}.`;
 
 function verdict() {
   if (!refined()) return "This model has no RBM.";
