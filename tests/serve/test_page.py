@@ -218,6 +218,8 @@ class Visit:
         page.on("request", lambda request: self.requests.append(request.url))
         page.on("console", lambda said: said.type in ("error", "warning") and self.complaints.append(said.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        # From the start: a dialog that opens before this is known to the browser would be a real one.
+        page.on("filechooser", lambda chooser: None)
         page.goto(address)
 
     def drop(self, data, name="photo.png"):
