@@ -15,7 +15,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from raycap.data.features import FeatureFile, claim_store, finish_store, write_features
 from raycap.data.rows import SCHEMA, write_manifest, write_rows
-from raycap.models.blip import BlipShape
+from raycap.data.text import train_wordpiece
+from raycap.models.blip import BlipCaptionDecoder, BlipShape, build_blip
 
 CAPTIONS = ["a red circle", "a blue square", "a green circle above a red square", "there is a blue circle"]
 TINY = BlipShape(
@@ -94,3 +95,17 @@ def make_store(uri: str, num_train: int = 150, num_dev: int = 60, seed: int = 0,
             files.append(FeatureFile(name=name, split=split, num_images=size))
     finish_store(uri, "made up", fingerprint, "fp32", files)
     return uri
+
+
+def make_decoder(seed: int, end_bias: float = 3.0) -> BlipCaptionDecoder:
+    """A random caption decoder of two layers, 16 wide, whose captions differ by image and end sooner or later."""
+    torch.manual_seed(seed)
+    shape = TINY.model_copy(update={"num_text_layers": 2})
+    _, decoder = build_blip(shape, train_wordpiece(CAPTIONS * 5, 100))
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if parameter.ndim > 1:
+                # The words' weights are smaller: else each is all but certain, and no beam is ever given up.
+                parameter.mul_(2.0 if "word_embeddings" in name else 6.0)
+        decoder.text_decoder.cls.predictions.decoder.bias[decoder.eos_id] = end_bias
+    return decoder
