@@ -1,11 +1,13 @@
 """Which tokens come next, for the rows of many captions at once.
 
-Shapes: B captions' searches, R rows of each, V vocab_size.
+Shapes: B captions' searches, R rows of each, M = B * R, V vocab_size.
 """
 
 from __future__ import annotations
 
 import torch
+
+_FEW_TOKENS = 512
 
 
 def best_continuations(
@@ -28,34 +30,53 @@ def best_continuations(
     return best, places // of_row.shape[-1], token_ids.flatten(1).gather(1, places)
 
 
-def nucleus(logits: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What sampling draws from: the fewest tokens that have the probability ``top_p`` (Holtzman et al. 2020).
 
     Args:
-        logits: (B, R, V) float32.
-        temperature, top_p: (B,).
+        logits: (M, V) float32, divided by the temperature.
+        top_p: (M,).
 
     Returns:
-        probabilities (B, R, V) float64, the largest first, 0 outside the nucleus, not normalised; their token ids.
+        probabilities (M, V) float64, the largest first, 0 outside the nucleus, not normalised; their token ids.
     """
     ordered, token_ids = logits.sort(dim=-1, descending=True, stable=True)
     # In double precision: in single, the sum over a vocabulary would be too rough to compare a draw near 1 with.
-    probability = (ordered.double() / temperature[:, None, None]).softmax(-1)
+    probability = ordered.double().softmax(-1)
     before = probability.cumsum(-1) - probability
-    outside = (before >= top_p[:, None, None]) & (top_p < 1)[:, None, None]
-    return probability.masked_fill_(outside, 0.0), token_ids
+    return probability.masked_fill_(before >= top_p[:, None], 0.0), token_ids
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     """Token ids (B, R) from the nucleus, by inversion of its cumulative probabilities.
+
+    How a row is computed depends on that row alone, or a draw would depend on its batch.
 
     Args:
         logits: (B, R, V) float32.
         uniforms: Uniform[0, 1), (B, R).
         temperature, top_p: (B,).
     """
-    probability, token_ids = nucleus(logits, temperature, top_p)
+    rows = (logits / temperature[:, None, None]).flatten(0, 1)  # (M, V)
+    top_p, places = top_p[:, None].expand_as(uniforms).flatten(), uniforms.flatten()
+    # To sort a vocabulary takes as long as a layer of the decoder, and the nucleus is mostly among a few tokens.
+    # In the vocabulary's order, in which a stable sort leaves tokens of equal probability.
+    few = rows.topk(min(_FEW_TOKENS, rows.shape[-1])).indices.sort(-1).values
+    of_few = rows.gather(1, few)
+    share = top_p / (of_few.logsumexp(-1) - rows.logsumexp(-1)).exp()  # of their probability, in the nucleus
+    token_ids = few.gather(1, _invert(places, *nucleus(of_few, share))[:, None]).squeeze(1)
+    whole = top_p == 1
+    if whole.any():  # needs no order
+        token_ids[whole] = _invert(places[whole], rows[whole].double().softmax(-1))
+    wide = (share > 1) & ~whole
+    if wide.any():
+        token_ids[wide] = _invert(places[wide], *nucleus(rows[wide], top_p[wide]))
+    return token_ids.view_as(uniforms)
+
+
+def _invert(uniforms: torch.Tensor, probability: torch.Tensor, token_ids: torch.Tensor | None = None) -> torch.Tensor:
+    """Where (M,) uniform numbers lie in cumulative probabilities (M, V), as token ids, if these are not in order."""
     cumulative = probability.cumsum(-1)
-    drawn = uniforms[..., None].double() * cumulative[..., -1:]
-    place = torch.searchsorted(cumulative, drawn, right=True)
-    return token_ids.gather(-1, place).squeeze(-1)
+    drawn = uniforms[:, None].double() * cumulative[:, -1:]
+    found = torch.searchsorted(cumulative, drawn, right=True)
+    return (found if token_ids is None else token_ids.gather(1, found)).squeeze(1)
