@@ -50,7 +50,7 @@ class LocalCaptioner:
         before, after = self._embed(task)
         seconds = {"encode": 0.001}
         versions = {"encoder": "e1", "refiner": "r1"}
-        return tuple(Encoded(e[0].half().numpy(), versions, seconds=seconds) for e in (before, after))
+        return tuple(Encoded(e[0].half(), versions, seconds=seconds) for e in (before, after))
 
     async def _begin(self, task):
         self.tasks.append(task)
