@@ -74,4 +74,4 @@ class CaptionIngress:
             raise ServeArgsError(str(error)) from None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_api(self.service)
+        return make_api(self.service, echoes_id=False)

@@ -18,15 +18,16 @@ Every error has one form, `{"error": {"type", "message", "field", "request_id", 
 `X-Request-ID`: the client's own, where it gave one of at most 128 letters, digits, `.`, `_` and `-`."""
 
 
-def make_api(service: Service) -> FastAPI:
+def make_api(service: Service, echoes_id: bool = True) -> FastAPI:
     """The HTTP interface of a service.
 
     Args:
         service: it may begin to serve models, or change them, at any time.
+        echoes_id: False behind a proxy that sends back the X-Request-ID itself.
     """
     api = FastAPI(title="raycap", description=_DESCRIPTION, version="1")
     add_error_handlers(api)
-    api.add_middleware(RecordRequests, request_seconds=service.limits.request_seconds)
+    api.add_middleware(RecordRequests, request_seconds=service.limits.request_seconds, echoes_id=echoes_id)
     for routes in (caption_routes, chat_routes, embedding_routes, model_routes, health_routes):
         api.include_router(routes(service))
     mount_page(api)

@@ -21,16 +21,20 @@ class RecordRequests:
 
     Args:
         request_seconds: how long a request may take.
+        echoes_id: False where a proxy sends back the X-Request-ID that came in, as Serve's does: a header given
+            twice is read as one with both values.
     """
 
-    def __init__(self, app: ASGIApp, request_seconds: float) -> None:
-        self.app, self.request_seconds = app, request_seconds
+    def __init__(self, app: ASGIApp, request_seconds: float, echoes_id: bool = True) -> None:
+        self.app, self.request_seconds, self.echoes_id = app, request_seconds, echoes_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        record = RequestRecord.start(Headers(scope=scope).get("x-request-id"), self.request_seconds)
+        given_id = Headers(scope=scope).get("x-request-id")
+        record = RequestRecord.start(given_id, self.request_seconds)
+        sends_id = self.echoes_id or record.request_id != given_id
         scope.setdefault("state", {})["record"] = record
         started_at, status = time.perf_counter(), None
 
@@ -39,7 +43,7 @@ class RecordRequests:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                for name, value in record.headers().items():
+                for name, value in record.headers(sends_id).items():
                     headers[name] = value
             await send(message)
 

@@ -45,10 +45,10 @@ class RequestRecord:
     def add_cache(self, hit: bool) -> None:
         self.cache = "hit" if hit and self.cache != "miss" else "miss"
 
-    def headers(self) -> dict[str, str]:
+    def headers(self, with_id: bool) -> dict[str, str]:
         """Of the answer."""
         headers = {
-            "X-Request-ID": self.request_id,
+            "X-Request-ID": self.request_id if with_id else None,
             "X-Raycap-Model": self.model,
             "X-Raycap-Model-Version": self.version,
             "X-Raycap-Cache": self.cache,

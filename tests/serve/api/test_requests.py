@@ -7,6 +7,7 @@ import logging
 import httpx
 import pytest
 
+from raycap.serve.api.app import make_api
 from raycap.serve.api.record import RequestRecord
 from raycap.serve.keys import KeyRing, Keys
 from raycap.serve.rate_limit import RateLimit, RateLimiter
@@ -31,6 +32,13 @@ def test_the_clients_id_comes_back_and_an_insane_one_is_replaced(api):
     for insane in ("a" * 129, "a b", "a;b", ""):
         assert len(answered(insane)) == 32
     assert api.get("/healthz").headers["x-request-id"] != api.get("/healthz").headers["x-request-id"]
+
+
+def test_an_id_that_a_proxy_sends_back_is_not_sent_twice(api):
+    api.app = make_api(api.service, echoes_id=False)
+    sane, insane = (api.get("/healthz", headers={"x-request-id": given}).headers for given in ("mine", "not mine"))
+    assert "x-request-id" not in sane
+    assert len(insane["x-request-id"]) == 32
 
 
 def test_an_unknown_path_or_method_is_answered_in_the_same_form(api):
