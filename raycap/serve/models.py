@@ -108,7 +108,7 @@ def resident(load: Callable[[Weights], Awaitable[LoadedT]], max_models: int) -> 
     async def load_key(key: str) -> LoadedT:
         return await load(Weights.from_key(key))
 
-    if _in_replica():
+    if in_replica():
         multiplexed: Callable[[str], Awaitable[LoadedT]] = serve.multiplexed(max_num_models_per_replica=max_models)(
             load_key
         )
@@ -128,7 +128,8 @@ async def in_thread(executor: Executor, function: Callable[..., LoadedT], *argum
     return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
 
 
-def _in_replica() -> bool:
+def in_replica() -> bool:
+    """Whether this process is a replica of a deployment."""
     try:
         serve.get_replica_context()
     except RayServeException:
