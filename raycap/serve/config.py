@@ -12,6 +12,7 @@ from raycap.serve.keys import Keys
 from raycap.serve.limits import Limits
 from raycap.serve.models import Routing
 from raycap.serve.rate_limit import RateLimit
+from raycap.serve.tracing import Tracing
 
 
 class ServeArgsError(UserError, RayServeException):
@@ -184,6 +185,9 @@ class CaptionArgs(Routing):
 
     limits: Limits = Limits()
     ingress: DeploymentOptions = DeploymentOptions(max_ongoing_requests=256)
+
+    tracing: Tracing | None = None
+    """Where requests' traces go; by default there are none."""
 
     caption_cache_bytes: int = Field(default=16 * 1024 * 1024, ge=0)
     """Of answers kept by each replica of the ingress, for requests that come again."""

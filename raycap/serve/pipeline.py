@@ -31,6 +31,12 @@ class ImageTask:
 
     refinement: Refinement
 
+    request_id: str = field(default="", kw_only=True)
+    """Of the client's request, for the logs of every stage."""
+
+    trace: dict[str, str] = field(default_factory=dict, kw_only=True)
+    """W3C trace context of the request's span; empty where it is not traced."""
+
 
 @dataclass(frozen=True)
 class CaptionTask(ImageTask):
@@ -58,17 +64,24 @@ class Encoded:
     seconds: dict[str, float] = field(default_factory=dict)
     """Each stage's own time, waiting for its batch and for other stages not included."""
 
+    batch_size: int = 0
+    """How many images the last stage computed together."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         # NumPy's arrays are pickled as they lie in memory, several times faster than tensors.
         features = None if self.image_features is None else self.image_features.cpu().numpy()
-        return _arrived, (self.image_embeds.cpu().numpy(), self.versions, features, self.seconds)
+        return _arrived, (self.image_embeds.cpu().numpy(), self.versions, features, self.seconds, self.batch_size)
 
 
 def _arrived(
-    image_embeds: np.ndarray, versions: dict[str, str], features: np.ndarray | None, seconds: dict[str, float]
+    image_embeds: np.ndarray,
+    versions: dict[str, str],
+    features: np.ndarray | None,
+    seconds: dict[str, float],
+    batch_size: int,
 ) -> Encoded:
     image_features = None if features is None else torch.from_numpy(features)
-    return Encoded(torch.from_numpy(image_embeds), versions, image_features, seconds)
+    return Encoded(torch.from_numpy(image_embeds), versions, image_features, seconds, batch_size)
 
 
 @dataclass(frozen=True)
