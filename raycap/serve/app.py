@@ -32,6 +32,11 @@ def build(args: CaptionArgs) -> Application:
             _look_at(model)
         except UserError as error:
             raise ServeArgsError(f"args.models.{name}.{error}") from None
+    if args.tracing is not None:
+        try:
+            args.tracing.require_exporter()
+        except UserError as error:
+            raise ServeArgsError(f"args.{error}") from None
     user_config = routing.model_dump(mode="json")
 
     def deploy(name: str, kind: Callable[..., Any], options: DeploymentOptions, *arguments: Any) -> Application:
@@ -40,12 +45,12 @@ def build(args: CaptionArgs) -> Application:
 
     shape = args.shape
     if isinstance(shape, Disaggregated):
-        encoder = deploy("encoder", EncoderDeployment, shape.encoder, shape.encoder)
-        refiner = deploy("refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder)
-        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, refiner)
+        encoder = deploy("encoder", EncoderDeployment, shape.encoder, shape.encoder, args.tracing)
+        refiner = deploy("refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder, args.tracing)
+        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, refiner, args.tracing)
     else:
         options = shape.captioner
-        captioner = deploy("captioner", CaptionerDeployment, options, options, isinstance(shape, Cpu))
+        captioner = deploy("captioner", CaptionerDeployment, options, options, isinstance(shape, Cpu), args.tracing)
     return deploy("ingress", CaptionIngress, args.ingress, args, captioner)
 
 

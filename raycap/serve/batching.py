@@ -44,8 +44,14 @@ class Batcher(Generic[InputT, OutputT]):
         self.compute, self.executor = compute, executor
         self.batch_size, self.wait_seconds, self.observe = batch_size, wait_seconds, observe
         self.waiting: deque[_Waiting[InputT, OutputT]] = deque()
+        self.num_computing = 0
         self.full = asyncio.Event()
         self.worker: asyncio.Task[None] | None = None
+
+    @property
+    def num_unfinished(self) -> int:
+        """Items that wait or are being computed; any thread may ask."""
+        return len(self.waiting) + self.num_computing
 
     async def __call__(self, item: InputT, group: Hashable = None) -> OutputT:
         """Compute an item together with others of its group; a cancelled caller's item is left out."""
@@ -83,6 +89,7 @@ class Batcher(Generic[InputT, OutputT]):
         if self.observe is not None:
             self.observe(len(batch))
         loop = asyncio.get_running_loop()
+        self.num_computing = len(batch)
         try:
             items = [waiting.item for waiting in batch]
             outputs = await loop.run_in_executor(self.executor, self.compute, batch[0].group, items)
@@ -91,6 +98,8 @@ class Batcher(Generic[InputT, OutputT]):
                 if not waiting.result.done():
                     waiting.result.set_exception(error)
             return
+        finally:
+            self.num_computing = 0
         for waiting, output in zip(batch, outputs, strict=True):
             if not waiting.result.done():
                 waiting.result.set_result(output)

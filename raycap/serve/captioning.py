@@ -18,8 +18,10 @@ from raycap.rerank import Candidate, Reranker
 from raycap.serve.config import DecoderOptions
 from raycap.serve.decoding import DecodingLoop
 from raycap.serve.explain import explain
+from raycap.serve.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
 from raycap.serve.models import Weights, in_thread, resident
 from raycap.serve.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask
+from raycap.serve.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,26 @@ class Decoder:
         source: of the embeddings.
         options: how many captions at once.
         executor: a thread that loads models.
+        telemetry: told of each request.
     """
 
-    def __init__(self, source: EmbeddingSource, options: DecoderOptions, executor: Executor) -> None:
-        self.source, self.options, self.executor = source, options, executor
+    def __init__(
+        self,
+        source: EmbeddingSource,
+        options: DecoderOptions,
+        executor: Executor,
+        telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
+    ) -> None:
+        self.source, self.options, self.executor, self.telemetry = source, options, executor, telemetry
         self.models = resident(self._load, options.max_models)
+        self._loops: tuple[weakref.ref[DecodingLoop], ...] = ()
+        telemetry.recorder.watch(QUEUE_LENGTH, lambda: sum(loop.num_waiting for loop in self.loops), stage="decode")
+        telemetry.recorder.watch(DECODER_ROWS, lambda: sum(loop.num_rows for loop in self.loops))
+
+    @property
+    def loops(self) -> list[DecodingLoop]:
+        """Of the models that are loaded or still in use; any thread may ask."""
+        return [loop for known in self._loops if (loop := known()) is not None]
 
     async def caption(self, task: CaptionTask) -> Captioned:
         return await self._caption(task, None)
@@ -86,6 +103,8 @@ class Decoder:
         loaded = _Decoding(DecodingLoop(stage.decoder, self.options.max_rows), reranker, of_encoder, pair.fingerprint)
         # A model that makes room ends when the last request that uses it does.
         weakref.finalize(loaded, loaded.loop.close)
+        # Replaced, not changed: others may be reading.
+        self._loops = (*(known for known in self._loops if known() is not None), weakref.ref(loaded.loop))
         return loaded
 
     async def _caption(self, task: CaptionTask, on_text: Callable[[str], None] | None) -> Captioned:
@@ -95,6 +114,16 @@ class Decoder:
                 f"model = {Weights.from_key(task.weights).model}: its files changed while it was served; "
                 "give the new ones a path or a version of their own"
             )
+        with self.telemetry.stage("decode", task.request_id, task.trace) as details:
+            captioned = await self._decode(task, encoded, loaded, on_text)
+            details |= {"tokens": captioned.num_tokens, "model_version": captioned.version}
+        self.telemetry.recorder.add(TOKENS, captioned.num_tokens)
+        self.telemetry.recorder.add(STAGE_SECONDS, captioned.seconds["decode"], stage="decode")
+        return captioned
+
+    async def _decode(
+        self, task: CaptionTask, encoded: Encoded, loaded: _Decoding, on_text: Callable[[str], None] | None
+    ) -> Captioned:
         began = perf_counter()
         decoder = loaded.loop.decoder
         if loaded.reranker is None:

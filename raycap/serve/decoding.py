@@ -42,16 +42,10 @@ class DecodingLoop:
     Args:
         decoder: not used by anyone else meanwhile.
         max_rows: captions being written at once; each beam counts as one.
-        observe: told before each step of the number of rows and of requests that wait for some.
     """
 
-    def __init__(
-        self,
-        decoder: BlipCaptionDecoder,
-        max_rows: int,
-        observe: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self.decoder, self.max_rows, self.observe = decoder, max_rows, observe
+    def __init__(self, decoder: BlipCaptionDecoder, max_rows: int) -> None:
+        self.decoder, self.max_rows = decoder, max_rows
         self._continuous = ContinuousDecoder(decoder, max_rows)
         # What others ask of the thread: it alone touches what follows.
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -89,6 +83,21 @@ class DecodingLoop:
         except asyncio.CancelledError:
             self._inbox.put(lambda: self._forget(request))
             raise
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that the next step computes; any thread may ask."""
+        return sum(request.num_rows for request in tuple(self._active.values()))
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that find no free rows; any thread may ask."""
+        return len(self._waiting)
+
+    @property
+    def num_requests(self) -> int:
+        """Requests that are being written or wait; any thread may ask."""
+        return len(self._active) + len(self._waiting)
 
     async def between_steps(self, function: Callable[[], ResultT]) -> ResultT:
         """Run something else that uses the decoder."""
@@ -148,8 +157,6 @@ class DecodingLoop:
         self._active |= {request.request_id: request for request in joining}
 
     def _step(self) -> None:
-        if self.observe is not None:
-            self.observe(self._continuous.num_active_rows, len(self._waiting))
         try:
             progress = self._continuous.step()
         except Exception as error:

@@ -15,9 +15,31 @@ from raycap.serve.handles import RemoteSource
 from raycap.serve.models import Routing
 from raycap.serve.pipeline import Captioned, CaptionTask, Encoded, ImageTask
 from raycap.serve.stages import Encoder, Refiner
+from raycap.serve.telemetry import Telemetry
+from raycap.serve.tracing import Tracing
 
 
-class _Source:
+class _Deployment:
+    """What all have in common.
+
+    Args:
+        options: of its replicas.
+        tracing: where its spans go.
+    """
+
+    telemetry = Telemetry()
+
+    def __init__(self, options: ComputeOptions, tracing: Tracing | None) -> None:
+        if options.torch_threads is not None:
+            torch.set_num_threads(options.torch_threads)
+        self.telemetry = Telemetry.of_replica(tracing)
+
+    def __del__(self) -> None:
+        # Serve's call as a replica stops, before its process is killed.
+        self.telemetry.close()
+
+
+class _Source(_Deployment):
     """Encoder or refiner as a deployment."""
 
     stage: Encoder | Refiner
@@ -36,20 +58,20 @@ class _Source:
 class EncoderDeployment(_Source):
     """Pixels to image embeddings."""
 
-    def __init__(self, options: EncoderOptions) -> None:
-        _set_threads(options.torch_threads)
-        self.stage = Encoder(options, _one_thread())
+    def __init__(self, options: EncoderOptions, tracing: Tracing | None = None) -> None:
+        super().__init__(options, tracing)
+        self.stage = Encoder(options, _one_thread(), self.telemetry)
 
 
 class RefinerDeployment(_Source):
     """Pixels to refined image embeddings, with the encoder's help."""
 
-    def __init__(self, options: RefinerOptions, encoder: DeploymentHandle) -> None:
-        _set_threads(options.torch_threads)
-        self.stage = Refiner(RemoteSource(encoder), options, _one_thread())
+    def __init__(self, options: RefinerOptions, encoder: DeploymentHandle, tracing: Tracing | None = None) -> None:
+        super().__init__(options, tracing)
+        self.stage = Refiner(RemoteSource(encoder), options, _one_thread(), self.telemetry)
 
 
-class _Captioner:
+class _Captioner(_Deployment):
     """What the ingress asks, as a deployment."""
 
     stage: Decoder
@@ -71,9 +93,9 @@ class _Captioner:
 class DecoderDeployment(_Captioner):
     """Pixels to captions, with the refiner's help."""
 
-    def __init__(self, options: DecoderOptions, refiner: DeploymentHandle) -> None:
-        _set_threads(options.torch_threads)
-        self.stage = Decoder(RemoteSource(refiner), options, _one_thread())
+    def __init__(self, options: DecoderOptions, refiner: DeploymentHandle, tracing: Tracing | None = None) -> None:
+        super().__init__(options, tracing)
+        self.stage = Decoder(RemoteSource(refiner), options, _one_thread(), self.telemetry)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         for weights in _weights_of(user_config, self.stage.options):
@@ -83,10 +105,13 @@ class DecoderDeployment(_Captioner):
 class CaptionerDeployment(_Captioner):
     """Pixels to captions, all in one process."""
 
-    def __init__(self, options: CaptionerOptions, all_cores: bool) -> None:
-        _set_threads(options.torch_threads or (os.cpu_count() if all_cores else None))
-        computes = _one_thread()
-        self.stage = Decoder(Refiner(Encoder(options, computes), options, computes), options, computes)
+    def __init__(self, options: CaptionerOptions, all_cores: bool, tracing: Tracing | None = None) -> None:
+        super().__init__(options, tracing)
+        if all_cores and options.torch_threads is None:
+            torch.set_num_threads(os.cpu_count() or 1)
+        computes, telemetry = _one_thread(), self.telemetry
+        refiner = Refiner(Encoder(options, computes, telemetry), options, computes, telemetry)
+        self.stage = Decoder(refiner, options, computes, telemetry)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         for weights in _weights_of(user_config, self.stage.options):
@@ -100,8 +125,3 @@ def _weights_of(user_config: dict[str, Any], options: ComputeOptions) -> list[st
 
 def _one_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="compute")
-
-
-def _set_threads(torch_threads: int | None) -> None:
-    if torch_threads is not None:
-        torch.set_num_threads(torch_threads)

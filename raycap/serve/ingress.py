@@ -21,6 +21,7 @@ from raycap.serve.handles import RemoteCaptioner
 from raycap.serve.keys import KeyRing
 from raycap.serve.models import Routing
 from raycap.serve.rate_limit import RateLimiter
+from raycap.serve.telemetry import Telemetry
 
 
 @serve.ingress()
@@ -38,11 +39,14 @@ class CaptionIngress:
         ServeArgsError: the keys cannot be read.
     """
 
+    telemetry = Telemetry()
+
     def __init__(self, args: CaptionArgs, captioner: DeploymentHandle) -> None:
         try:
             key_ring = KeyRing(args.keys) if args.keys is not None else None
         except UserError as error:
             raise ServeArgsError(str(error)) from None
+        self.telemetry = Telemetry.of_replica(args.tracing)
         limiter = RateLimiter(args.rate_limit) if args.rate_limit is not None else None
         self.service = Service(
             RemoteCaptioner(captioner),
@@ -51,7 +55,12 @@ class CaptionIngress:
             ImageFetcher(args.fetch).fetch,
             key_ring,
             limiter,
+            telemetry=self.telemetry,
         )
+
+    def __del__(self) -> None:
+        # Serve's call as a replica stops, before its process is killed.
+        self.telemetry.close()
 
     @property
     def draining(self) -> bool:

@@ -1,7 +1,7 @@
 """The predictor's three stages with batches made from concurrent requests: the same objects whether each is a
 deployment of its own or all are in one replica."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -15,9 +15,11 @@ from raycap.models.clip import ClipImageEncoder
 from raycap.predictor import EncoderStage, RefinerStage, load_clip_image_encoder
 from raycap.serve.batching import Batcher
 from raycap.serve.cache import ByteCache
-from raycap.serve.config import EncoderOptions, RefinerOptions
+from raycap.serve.config import BatchedOptions, EncoderOptions, RefinerOptions
+from raycap.serve.metrics import BATCH_SIZE, CACHE, QUEUE_LENGTH, Recorder, timed
 from raycap.serve.models import Weights, in_thread, resident
 from raycap.serve.pipeline import EmbeddingSource, Encoded, ImageTask
+from raycap.serve.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,33 @@ class Encoder:
     Args:
         options: sizes of batch and cache.
         executor: one thread that computes.
+        telemetry: told of each request and batch.
     """
 
-    def __init__(self, options: EncoderOptions, executor: Executor) -> None:
-        self.options, self.executor = options, executor
+    def __init__(
+        self,
+        options: EncoderOptions,
+        executor: Executor,
+        telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
+    ) -> None:
+        self.options, self.executor, self.telemetry = options, executor, telemetry
         self.cache: ByteCache[Encoded] = ByteCache(options.cache_bytes)
         self.models = resident(self._load, options.max_models)
-        self.batcher = Batcher(self._encode, executor, options.batch_size, options.batch_wait_seconds)
+        self.batcher = _batcher(self._encode, executor, options, telemetry.recorder, "encode")
 
     async def __call__(self, task: ImageTask) -> Encoded:
+        with self.telemetry.stage("encode", task.request_id, task.trace) as details:
+            return await self._cached_or_encoded(task, details)
+
+    async def _cached_or_encoded(self, task: ImageTask, details: dict[str, Any]) -> Encoded:
         key = (task.weights, task.digest)
         cached = self.cache.get(key)
+        details["cache"] = "miss" if cached is None else "hit"
+        self.telemetry.recorder.add(CACHE, cache="embeddings", result=details["cache"])
         if cached is not None:
             return cached
         encoded = await self.batcher(task.pixels, await self.models(task.weights))
+        details |= {"batch_size": encoded.batch_size, "model_version": encoded.versions["encoder"]}
         # Of a batch's embeddings, which one tensor holds, only this image's are kept.
         kept = replace(encoded, image_embeds=encoded.image_embeds.clone(), seconds={"encode": 0.0})
         self.cache.put(key, kept, kept.image_embeds.nbytes)
@@ -78,7 +93,7 @@ class Encoder:
         _finish(image_embeds)
         seconds = {"encode": perf_counter() - began}
         return [
-            Encoded(of_image, {"encoder": loaded.fingerprint}, of_clip, seconds)
+            Encoded(of_image, {"encoder": loaded.fingerprint}, of_clip, seconds, len(images))
             for of_image, of_clip in zip(image_embeds, features, strict=True)
         ]
 
@@ -96,12 +111,19 @@ class Refiner:
         source: of the embeddings.
         options: size of a batch.
         executor: one thread that computes.
+        telemetry: told of each request and batch.
     """
 
-    def __init__(self, source: EmbeddingSource, options: RefinerOptions, executor: Executor) -> None:
-        self.source, self.options, self.executor = source, options, executor
+    def __init__(
+        self,
+        source: EmbeddingSource,
+        options: RefinerOptions,
+        executor: Executor,
+        telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
+    ) -> None:
+        self.source, self.options, self.executor, self.telemetry = source, options, executor, telemetry
         self.models = resident(self._load, options.max_models)
-        self.batcher = Batcher(self._refine, executor, options.batch_size, options.batch_wait_seconds)
+        self.batcher = _batcher(self._refine, executor, options, telemetry.recorder, "refine")
 
     async def __call__(self, task: ImageTask) -> Encoded:
         return await self.refine(task, await self.source(task))
@@ -110,8 +132,11 @@ class Refiner:
         """What comes of embeddings that are there already."""
         if Weights.from_key(task.weights).rbm is None or task.refinement.gate == 0:
             return encoded
-        loaded = await self.models(task.weights)
-        return await self.batcher(encoded, (loaded, task.refinement))
+        with self.telemetry.stage("refine", task.request_id, task.trace) as details:
+            loaded = await self.models(task.weights)
+            refined = await self.batcher(encoded, (loaded, task.refinement))
+            details |= {"batch_size": refined.batch_size, "model_version": loaded.fingerprint}
+        return refined
 
     async def prepare(self, weights: str) -> None:
         await self.source.prepare(weights)
@@ -139,9 +164,26 @@ class Refiner:
                 image_embeds=of_image,
                 versions=encoded.versions | {"refiner": loaded.fingerprint},
                 seconds=encoded.seconds | seconds,
+                batch_size=len(batch),
             )
             for encoded, of_image in zip(batch, refined, strict=True)
         ]
+
+
+def _batcher(
+    compute: Callable[[Any, Sequence[Any]], Sequence[Encoded]],
+    executor: Executor,
+    options: BatchedOptions,
+    recorder: Recorder,
+    stage: str,
+) -> Batcher[Any, Encoded]:
+    def observe(batch_size: int) -> None:
+        recorder.add(BATCH_SIZE, batch_size, stage=stage)
+
+    compute = timed(compute, recorder, stage)
+    batcher = Batcher(compute, executor, options.batch_size, options.batch_wait_seconds, observe)
+    recorder.watch(QUEUE_LENGTH, lambda: len(batcher.waiting), stage=stage)
+    return batcher
 
 
 def _finish(result: torch.Tensor) -> None:

@@ -27,7 +27,12 @@ def make_api(service: Service, echoes_id: bool = True) -> FastAPI:
     """
     api = FastAPI(title="raycap", description=_DESCRIPTION, version="1")
     add_error_handlers(api)
-    api.add_middleware(RecordRequests, request_seconds=service.limits.request_seconds, echoes_id=echoes_id)
+    api.add_middleware(
+        RecordRequests,
+        request_seconds=service.limits.request_seconds,
+        telemetry=service.telemetry,
+        echoes_id=echoes_id,
+    )
     for routes in (caption_routes, chat_routes, embedding_routes, model_routes, health_routes):
         api.include_router(routes(service))
     mount_page(api)

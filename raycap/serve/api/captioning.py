@@ -12,6 +12,7 @@ from raycap.serve.api.images import ImageInput
 from raycap.serve.api.options import Plan
 from raycap.serve.api.record import RequestRecord
 from raycap.serve.api.service import Service
+from raycap.serve.metrics import CACHE, STAGE_SECONDS
 from raycap.serve.pipeline import Captioned, CaptionTask
 
 # Of an answer in the cache beside its texts: the objects themselves.
@@ -100,11 +101,15 @@ async def _prepare(service: Service, record: RequestRecord, image: ImageInput, p
     # Attention is megabytes and seldom asked for twice: not kept.
     known = None if explain else service.cache.get(key)
     record.add_cache(known is not None)
+    service.telemetry.recorder.add(CACHE, cache="captions", result="miss" if known is None else "hit")
     if known is not None:
         record.version = known.version
         return _Ready(key, None, known)
-    pixels = await service.images.load_pixels(data, plan.model.image_size, image.field)
-    record.add_seconds({"prepare": time.perf_counter() - started_at})
+    with service.telemetry.stage("prepare", record.request_id, record.trace):
+        pixels = await service.images.load_pixels(data, plan.model.image_size, image.field)
+    seconds = time.perf_counter() - started_at
+    record.add_seconds({"prepare": seconds})
+    service.telemetry.recorder.add(STAGE_SECONDS, seconds, stage="prepare")
     task = CaptionTask(
         pixels=pixels,
         digest=digest,
@@ -113,6 +118,8 @@ async def _prepare(service: Service, record: RequestRecord, image: ImageInput, p
         decoding=plan.decoding,
         num_captions=plan.num_captions,
         explain=explain,
+        request_id=record.request_id,
+        trace=record.trace,
     )
     return _Ready(key, task, None)
 

@@ -22,6 +22,7 @@ from raycap.serve.api.record import RequestRecord
 from raycap.serve.api.served import ReadyModel
 from raycap.serve.api.service import Service
 from raycap.serve.errors import RequestError
+from raycap.serve.metrics import STAGE_SECONDS
 from raycap.serve.pipeline import Encoded, ImageTask
 
 _POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -115,10 +116,16 @@ async def _embed_all(
         started_at = time.perf_counter()
         data = await service.images.read(image)
         digest = (await asyncio.to_thread(hashlib.sha256, data)).digest()
-        pixels = await service.images.load_pixels(data, model.image_size, image.field)
-        record.add_seconds({"prepare": time.perf_counter() - started_at})
+        with service.telemetry.stage("prepare", record.request_id, record.trace):
+            pixels = await service.images.load_pixels(data, model.image_size, image.field)
+        seconds = time.perf_counter() - started_at
+        record.add_seconds({"prepare": seconds})
+        service.telemetry.recorder.add(STAGE_SECONDS, seconds, stage="prepare")
+        task = ImageTask(
+            pixels, digest, model.weights_key, refinement, request_id=record.request_id, trace=record.trace
+        )
         with service.readiness.observe():
-            before, after = await service.captioner.embed(ImageTask(pixels, digest, model.weights_key, refinement))
+            before, after = await service.captioner.embed(task)
         record.add_seconds(before.seconds | after.seconds)
         return before, after
 

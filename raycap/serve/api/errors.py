@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from raycap.errors import UserError
-from raycap.serve.api.record import record_of
+from raycap.serve.api.record import RequestRecord, record_of
 from raycap.serve.errors import ErrorDetail, ErrorResponse, Overloaded, RequestError
 
 
@@ -32,10 +32,11 @@ def error_body(error: BaseException, request_id: str) -> ErrorResponse:
     return ErrorResponse(error=ErrorDetail(type=told.kind, message=message, field=told.field, request_id=request_id))
 
 
-def error_response(error: BaseException, request_id: str) -> JSONResponse:
-    """The whole answer."""
+def answer_error(error: BaseException, record: RequestRecord) -> JSONResponse:
+    """The whole answer, noted in the request's record."""
     told = as_request_error(error)
-    return JSONResponse(error_body(error, request_id).model_dump(), told.status, told.headers)
+    record.error = told.kind
+    return JSONResponse(error_body(error, record.request_id).model_dump(), told.status, told.headers)
 
 
 def add_error_handlers(api: FastAPI) -> None:
@@ -46,11 +47,11 @@ def add_error_handlers(api: FastAPI) -> None:
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
-    return error_response(error, record_of(request).request_id)
+    return answer_error(error, record_of(request))
 
 
 async def _answer_http_error(request: Request, error: Any) -> JSONResponse:
     kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path}: {error.detail}; see /docs"
     told = RequestError(error.status_code, kind, message, headers=error.headers)
-    return error_response(told, record_of(request).request_id)
+    return answer_error(told, record_of(request))

@@ -7,8 +7,9 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from raycap.serve.api.errors import error_response
+from raycap.serve.api.errors import answer_error
 from raycap.serve.api.record import RequestRecord
+from raycap.serve.telemetry import EndedRequest, Telemetry
 
 logger = logging.getLogger("ray.serve")
 
@@ -21,20 +22,23 @@ class RecordRequests:
 
     Args:
         request_seconds: how long a request may take.
+        telemetry: told of each.
         echoes_id: False where a proxy sends back the X-Request-ID that came in, as Serve's does: a header given
             twice is read as one with both values.
     """
 
-    def __init__(self, app: ASGIApp, request_seconds: float, echoes_id: bool = True) -> None:
-        self.app, self.request_seconds, self.echoes_id = app, request_seconds, echoes_id
+    def __init__(self, app: ASGIApp, request_seconds: float, telemetry: Telemetry, echoes_id: bool = True) -> None:
+        self.app, self.request_seconds, self.telemetry, self.echoes_id = app, request_seconds, telemetry, echoes_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given_id = Headers(scope=scope).get("x-request-id")
+        given = Headers(scope=scope)
+        given_id = given.get("x-request-id")
         record = RequestRecord.start(given_id, self.request_seconds)
         sends_id = self.echoes_id or record.request_id != given_id
+        span, record.trace = self.telemetry.start_request(scope["method"], given)
         scope.setdefault("state", {})["record"] = record
         started_at, status = time.perf_counter(), None
 
@@ -53,23 +57,34 @@ class RecordRequests:
             logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
             if status is not None:
                 raise
-            await error_response(error, record.request_id)(scope, receive, send_with_headers)
+            await answer_error(error, record)(scope, receive, send_with_headers)
         finally:
-            _log(scope, record, status or _CLIENT_GONE, time.perf_counter() - started_at)
+            route = getattr(scope.get("route"), "path", "none")
+            ended = EndedRequest(
+                record.request_id,
+                scope["method"],
+                route,
+                status or _CLIENT_GONE,
+                time.perf_counter() - started_at,
+                record.model,
+                record.error,
+            )
+            self.telemetry.end_request(span, ended)
+            _log(ended, record)
 
 
-def _log(scope: Scope, record: RequestRecord, status: int, total_seconds: float) -> None:
-    route = getattr(scope.get("route"), "path", "none")
+def _log(ended: EndedRequest, record: RequestRecord) -> None:
     details: dict[str, Any] = {
         "request_id": record.request_id,
         "key": record.key,
-        "route": route,
-        "status": status,
+        "endpoint": ended.endpoint,
+        "status": ended.status,
+        "error": ended.error,
         "model": record.model,
         "version": record.version,
         "num_images": record.num_images,
         "seconds": {stage: round(seconds, 4) for stage, seconds in record.seconds.items()},
-        "total_seconds": round(total_seconds, 4),
+        "total_seconds": round(ended.seconds, 4),
         "cache": record.cache,
     }
-    logger.info("%s %s %d %.1f ms", scope["method"], route, status, total_seconds * 1000, extra=details)
+    logger.info("%s %s %d %.1f ms", ended.method, ended.endpoint, ended.status, ended.seconds * 1000, extra=details)

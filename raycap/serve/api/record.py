@@ -28,6 +28,12 @@ class RequestRecord:
     seconds: dict[str, float] = field(default_factory=dict)
     """Of each stage, all images together."""
 
+    error: str | None = None
+    """Type of the error that it was answered with."""
+
+    trace: dict[str, str] = field(default_factory=dict)
+    """Of its tasks; empty where it is not traced."""
+
     cache: str | None = None
     """``hit``, if every image's answer was there already, or ``miss``."""
 

@@ -12,9 +12,11 @@ from raycap.serve.api.served import Served
 from raycap.serve.cache import ByteCache
 from raycap.serve.keys import KeyRing
 from raycap.serve.limits import Limits
+from raycap.serve.metrics import MODELS_LOADED
 from raycap.serve.models import Routing
 from raycap.serve.pipeline import Captioned, Captioner
 from raycap.serve.rate_limit import RateLimiter, anonymous_name
+from raycap.serve.telemetry import Telemetry
 
 
 class Service:
@@ -28,6 +30,7 @@ class Service:
         keys: who may use /v1; None lets anyone.
         rate_limiter: how fast each client may ask; None lets all ask as they like.
         ready_seconds: how long a pass through the stages counts as proof that they work.
+        telemetry: told of each request.
     """
 
     def __init__(
@@ -39,7 +42,10 @@ class Service:
         keys: KeyRing | None = None,
         rate_limiter: RateLimiter | None = None,
         ready_seconds: float = 5.0,
+        telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
     ) -> None:
+        self.telemetry = telemetry
+        telemetry.recorder.watch(MODELS_LOADED, lambda: len(self.served.models))
         self.captioner, self.limits = captioner, limits
         self.images = Images(limits, fetch)
         self.cache: ByteCache[Captioned] = ByteCache(cache_bytes)

@@ -66,7 +66,9 @@ async def _events(
         yield _DONE
     except Exception as error:
         record = record_of(request)
-        if as_request_error(error).status == 500:
+        told = as_request_error(error)
+        record.error = told.kind
+        if told.status == 500:
             logger.error("%s %s failed after its start", request.method, request.url.path, exc_info=error)
         yield f"event: error\n{_event(error_body(error, record.request_id))}"
     finally:
