@@ -75,6 +75,7 @@ class DeploymentOptions(Config):
             "target_ongoing_requests": max(1, self.max_ongoing_requests // 2),
             "upscale_delay_s": self.scale_up_seconds,
             "downscale_delay_s": self.scale_down_seconds,
+            "policy": {"policy_function": "raycap.serve.autoscaling:by_own_work"},
         }
         return options | {"autoscaling_config": autoscaling}
 

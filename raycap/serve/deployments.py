@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from ray.serve.handle import DeploymentHandle
 
+from raycap.serve.autoscaling import OWN_WORK
 from raycap.serve.captioning import Decoder
 from raycap.serve.config import CaptionerOptions, ComputeOptions, DecoderOptions, EncoderOptions, RefinerOptions
 from raycap.serve.handles import RemoteSource
@@ -50,6 +51,10 @@ class _Source(_Deployment):
 
     async def __call__(self, task: ImageTask) -> Encoded:
         return await self.stage(task)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's call, every few seconds."""
+        return {OWN_WORK: self.stage.batcher.num_unfinished}
 
     async def prepare(self, weights: str) -> None:
         await self.stage.prepare(weights)
@@ -96,6 +101,10 @@ class DecoderDeployment(_Captioner):
     def __init__(self, options: DecoderOptions, refiner: DeploymentHandle, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
         self.stage = Decoder(RemoteSource(refiner), options, _one_thread(), self.telemetry)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's call, every few seconds."""
+        return {OWN_WORK: sum(loop.num_requests for loop in self.stage.loops)}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         for weights in _weights_of(user_config, self.stage.options):
