@@ -28,6 +28,9 @@ class LocalCaptioner:
     def __init__(self, loaded):
         self.tasks, self.before, self.loaded, self.cancelled, self.closed = [], None, loaded, 0, 0
 
+    async def prepare(self, weights):
+        """Nothing to prepare: a model is loaded with its first task."""
+
     async def caption(self, task):
         await self._begin(task)
         return self._caption(task)
