@@ -65,9 +65,11 @@ def parse_config(config_class: type[ConfigT], values: dict[str, Any], origin: st
         raise UserError("\n".join(f"{origin}: {line}" for line in error_lines(config_class, error))) from None
 
 
-def error_lines(config_class: type[Config], error: ValidationError) -> list[str]:
-    """A line for each error: field, value, remedy."""
-    return [_error_line(config_class, detail) for detail in error.errors()]
+def error_lines(config_class: type[Config], error: ValidationError, most: int | None = None) -> list[str]:
+    """A line for each error: field, value, remedy; of more than ``most`` errors the others' number comes last."""
+    lines = [_error_line(config_class, detail) for detail in error.errors()[:most]]
+    num_left = error.error_count() - len(lines)
+    return [*lines, f"and {num_left} more"] if num_left else lines
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -21,6 +21,9 @@ class Limits(Config):
     max_body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     """Of a request with several images; one with a single image may have max_image_bytes and what base64 adds."""
 
+    max_header_bytes: int = Field(default=32 * 1024, ge=1024)
+    """Of a request's headers, path and query."""
+
     decode_seconds: float = Field(default=10.0, gt=0)
     """How long an image may take to decode and resize."""
 

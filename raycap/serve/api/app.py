@@ -25,14 +25,10 @@ def make_api(service: Service, echoes_id: bool = True) -> FastAPI:
         service: it may begin to serve models, or change them, at any time.
         echoes_id: False behind a proxy that sends back the X-Request-ID itself.
     """
-    api = FastAPI(title="raycap", description=_DESCRIPTION, version="1")
+    # A path with a slash too many is none of ours; a redirect would lead to whatever host the request names.
+    api = FastAPI(title="raycap", description=_DESCRIPTION, version="1", redirect_slashes=False)
     add_error_handlers(api)
-    api.add_middleware(
-        RecordRequests,
-        request_seconds=service.limits.request_seconds,
-        telemetry=service.telemetry,
-        echoes_id=echoes_id,
-    )
+    api.add_middleware(RecordRequests, limits=service.limits, telemetry=service.telemetry, echoes_id=echoes_id)
     for routes in (caption_routes, chat_routes, embedding_routes, model_routes, health_routes):
         api.include_router(routes(service))
     mount_page(api)

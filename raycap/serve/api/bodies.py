@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
-from pydantic_core import from_json
+from jiter import from_json
 from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
@@ -18,6 +19,10 @@ from raycap.serve.limits import Limits
 # Room for what surrounds the image in a body: part headers, braces, options, a data URL's head.
 _ENVELOPE_BYTES = 16 * 1024
 _MAX_FORM_FIELDS = 32
+
+# Each but a list's or an object's first follows a comma, and base64 has none. Three bytes of JSON, "{},", can become a
+# hundred in memory, and each wrong value an error to describe.
+_MAX_JSON_COMMAS = 4096
 
 REMEDY = (
     "send multipart/form-data with the image in field `file`, or application/json with base64 in `image`, "
@@ -67,15 +72,17 @@ async def read_json(request: Request, limit: BodyLimit) -> dict[str, Any]:
     """An object out of a JSON body.
 
     Raises:
-        RequestError: 400, not an object in JSON; 413, too large; 415, another content type.
+        RequestError: 400, not an object in JSON, or one with a key twice; 413, too large; 415, another content type.
     """
     if content_type(request) != "application/json":
         raise unsupported_content_type(request, "send application/json")
     _refuse_query(request)
     body = await _read(request, limit)
+    if (num_commas := body.count(b",")) > _MAX_JSON_COMMAS:
+        raise RequestError.malformed(f"body: {num_commas} commas; send an object of at most {_MAX_JSON_COMMAS}")
     try:
         # A thread, as a large body would hold up all other requests. The parser bounds the nesting itself.
-        values = await asyncio.to_thread(from_json, body, allow_inf_nan=False)
+        values = await asyncio.to_thread(from_json, body, allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
         raise RequestError.malformed(f"body: not JSON ({error}); send an object") from None
     if not isinstance(values, dict):
@@ -93,10 +100,9 @@ async def read_form(request: Request, limit: BodyLimit, field: str, max_files: i
         RequestError: 400, malformed, without a file, with too many, or with an option twice; 413, too large.
     """
     _refuse_query(request)
+    _require_utf8(request)
     # One file too many is let in, to be told from a form that is broken.
-    parser = MultiPartParser(
-        request.headers, _chunks(request, limit), max_files=max_files + 1, max_fields=_MAX_FORM_FIELDS
-    )
+    parser = _Utf8Parser(request.headers, _chunks(request, limit), max_files=max_files + 1, max_fields=_MAX_FORM_FIELDS)
     # In memory, within the limits: a disk would hold up all other requests.
     parser.spool_max_size = limit.num_bytes + 1
     try:
@@ -128,6 +134,27 @@ async def read_raw(request: Request, limit: BodyLimit) -> Form:
     """The body as an image, the query as options."""
     options = _once(request.query_params.multi_items())
     return Form([ImageInput("body", await _read(request, limit))], options)
+
+
+class _Utf8Parser(MultiPartParser):
+    """Refuses texts that are not UTF-8; Starlette would take them for Latin-1."""
+
+    def on_part_end(self) -> None:
+        if self._current_part.file is None:
+            try:
+                self._current_part.data.decode()
+            except UnicodeDecodeError:
+                raise MultiPartException("a field is not UTF-8") from None
+        super().on_part_end()
+
+
+def _require_utf8(request: Request) -> None:
+    _, parameters = parse_options_header(request.headers.get("content-type"))
+    charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
+    # Python knows charsets that take long, or do harm.
+    if charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        message = f"content-type: charset = {charset[:40]!r}: not supported; send the form in UTF-8"
+        raise RequestError(415, "unsupported_content_type", message, "content-type")
 
 
 def too_many_images(field: str, num_images: int, max_images: int) -> RequestError:

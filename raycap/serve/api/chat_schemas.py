@@ -67,7 +67,7 @@ class ChatBody(RequestConfig):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     """The same under its newer name."""
 
-    temperature: float | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, ge=0, le=2)
     """Switches sampling on; 0 switches it off."""
 
     top_p: float | None = Field(default=None, gt=0, le=1)

@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from raycap.errors import UserError
 from raycap.serve.api.record import RequestRecord, record_of
@@ -19,6 +20,8 @@ def as_request_error(error: BaseException) -> RequestError:
     if isinstance(error, Overloaded):
         headers = {"Retry-After": str(max(1, math.ceil(error.retry_after_seconds)))}
         return RequestError(503, "overloaded", str(error), headers=headers)
+    if isinstance(error, ClientDisconnect):
+        return RequestError(499, "client_gone", "the client left before its request was whole; nothing to do")
     if isinstance(error, UserError):
         # A stage's word on options that only it can judge: whether the caption fits the decoder, say.
         return RequestError(400, "invalid_option", str(error))
@@ -41,7 +44,7 @@ def answer_error(error: BaseException, record: RequestRecord) -> JSONResponse:
 
 def add_error_handlers(api: FastAPI) -> None:
     """Every error, a wrong path's too, has the one form. What is not foreseen here, the middleware answers."""
-    for kind in (RequestError, Overloaded, UserError):
+    for kind in (RequestError, Overloaded, UserError, ClientDisconnect):
         api.add_exception_handler(kind, _answer)
     api.add_exception_handler(HTTPException, _answer_http_error)
 
@@ -52,6 +55,6 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
 
 async def _answer_http_error(request: Request, error: Any) -> JSONResponse:
     kind = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    message = f"{request.method} {request.url.path}: {error.detail}; see /docs"
+    message = f"{request.method[:20]} {request.url.path[:200]}: {error.detail}; see /docs"
     told = RequestError(error.status_code, kind, message, headers=error.headers)
     return answer_error(told, record_of(request))

@@ -9,6 +9,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycap.serve.api.errors import answer_error
 from raycap.serve.api.record import RequestRecord
+from raycap.serve.errors import RequestError
+from raycap.serve.limits import Limits
 from raycap.serve.telemetry import EndedRequest, Telemetry
 
 logger = logging.getLogger("ray.serve")
@@ -21,14 +23,14 @@ class RecordRequests:
     """ASGI middleware.
 
     Args:
-        request_seconds: how long a request may take.
+        limits: of its headers, and how long it may take.
         telemetry: told of each.
         echoes_id: False where a proxy sends back the X-Request-ID that came in, as Serve's does: a header given
             twice is read as one with both values.
     """
 
-    def __init__(self, app: ASGIApp, request_seconds: float, telemetry: Telemetry, echoes_id: bool = True) -> None:
-        self.app, self.request_seconds, self.telemetry, self.echoes_id = app, request_seconds, telemetry, echoes_id
+    def __init__(self, app: ASGIApp, limits: Limits, telemetry: Telemetry, echoes_id: bool = True) -> None:
+        self.app, self.limits, self.telemetry, self.echoes_id = app, limits, telemetry, echoes_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -36,7 +38,7 @@ class RecordRequests:
             return
         given = Headers(scope=scope)
         given_id = given.get("x-request-id")
-        record = RequestRecord.start(given_id, self.request_seconds)
+        record = RequestRecord.start(given_id, self.limits.request_seconds)
         sends_id = self.echoes_id or record.request_id != given_id
         span, record.trace = self.telemetry.start_request(scope["method"], given)
         scope.setdefault("state", {})["record"] = record
@@ -51,6 +53,12 @@ class RecordRequests:
                     headers[name] = value
             await send(message)
 
+        if (num_bytes := _num_header_bytes(scope)) > self.limits.max_header_bytes:
+            message = f"headers: {num_bytes} bytes with path and query; send at most {self.limits.max_header_bytes}"
+            refusal = RequestError(431, "headers_too_large", message)
+            await error_response(refusal, record.request_id)(scope, receive, send_with_headers)
+            _log(scope, record, 431, time.perf_counter() - started_at)
+            return
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception as error:
@@ -71,6 +79,11 @@ class RecordRequests:
             )
             self.telemetry.end_request(span, ended)
             _log(ended, record)
+
+
+def _num_header_bytes(scope: Scope) -> int:
+    lines = sum(len(name) + len(value) for name, value in scope["headers"])
+    return lines + len(scope["path"]) + len(scope.get("query_string", b""))
 
 
 def _log(ended: EndedRequest, record: RequestRecord) -> None:

@@ -21,6 +21,10 @@ class RequestConfig(Config):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
+# Of a request's fields, and of its errors that an answer names: a hostile one must not be answered by megabytes.
+_MAX_NAME_CHARACTERS = 64
+_MAX_ERRORS = 5
+
 RequestT = TypeVar("RequestT", bound=RequestConfig)
 
 
@@ -36,7 +40,7 @@ class CaptionOptions(RequestConfig):
     num_beams: int | None = Field(default=None, ge=1)
     """Of beam search; 1 is greedy. Not with temperature or top_p."""
 
-    temperature: float | None = Field(default=None, ge=0)
+    temperature: float | None = Field(default=None, ge=0, le=2)
     """Switches sampling on; 0 switches it off."""
 
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -85,14 +89,17 @@ def parse(config_class: type[RequestT], values: Mapping[str, Any], are_strings: 
         are_strings: whether they come from a form or a query, where every value is a string.
 
     Raises:
-        RequestError: 400, one line with every error.
+        RequestError: 400, one line with the first errors.
     """
+    if long := [name for name in values if len(name) > _MAX_NAME_CHARACTERS]:
+        name = long[0][:_MAX_NAME_CHARACTERS]
+        raise RequestError.malformed(f"{name}...: unknown field; /docs shows the fields", name)
     try:
         return config_class.model_validate_strings(values) if are_strings else config_class.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         field = str(first["loc"][0]) if first["loc"] else None
-        lines = "; ".join(error_lines(config_class, error))
+        lines = "; ".join(error_lines(config_class, error, _MAX_ERRORS))
         raise RequestError.malformed(f"{lines}; /docs shows what each field takes", field) from None
 
 
@@ -108,7 +115,9 @@ def make_plan(options: CaptionOptions, model: ReadyModel, limits: Limits, names:
 
     def refuse(option: str, reason: str) -> RequestError:
         name = names.get(option, option)
-        return RequestError(400, "invalid_option", f"{name} = {getattr(options, option)!r}: {reason}", name)
+        value = repr(getattr(options, option))
+        value = value if len(value) <= 80 else f"{value[:77]}..."
+        return RequestError(400, "invalid_option", f"{name} = {value}: {reason}", name)
 
     def called(option: str) -> str:
         return names.get(option, option)
