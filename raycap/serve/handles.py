@@ -2,10 +2,12 @@
 cancelled with whoever waits for them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from ray.exceptions import ActorUnavailableError, RayActorError
+import grpc
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -16,6 +18,13 @@ ResultT = TypeVar("ResultT")
 
 # Whatever a stage computes is a function of its task alone, so that asking again is safe.
 _REPLICA_LOST = (RayActorError, ActorUnavailableError, ReplicaUnavailableError, DeploymentUnavailableError)
+# A replica that dies, or is shut down, may also show as a call that broke off on its way.
+_BROKEN_OFF = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+)
 _RETRY_SECONDS = (0.1, 0.4, 1.6)
 _UNAVAILABLE_RETRY_AFTER_SECONDS = 5.0
 
@@ -35,17 +44,20 @@ class _Stage:
 
         async def once() -> Any:
             response = handle.remote(task)
-            try:
+            with _told_as_raised(response.cancel):
                 return await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
 
         return await _again_if_lost(once)
 
     async def prepare(self, weights: str) -> None:
         """Load and warm the weights in every replica."""
-        await self.handle.broadcast("prepare", weights).results_async()
+
+        async def once() -> None:
+            response = self.handle.broadcast("prepare", weights)
+            with _told_as_raised():
+                await response.results_async()
+
+        await _again_if_lost(once)
 
 
 class RemoteSource(_Stage):
@@ -72,29 +84,65 @@ class RemoteCaptioner(_Stage):
 
         async def begin() -> tuple[Any, str | Captioned]:
             response: Any = handle.remote(task)
-            try:
+            with _told_as_raised(response.cancel):
                 return response, await anext(response)
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
 
         response, first = await _again_if_lost(begin)
         try:
             yield first
-            async for piece in response:
-                yield piece
+            with _told_as_raised(response.cancel):
+                async for piece in response:
+                    yield piece
+        except _ReplicaLostError:
+            # What was sent cannot be taken back, and another replica's samples may be others.
+            raise Overloaded(_UNAVAILABLE_RETRY_AFTER_SECONDS) from None
         finally:
             # Of a stream that was read to its end nothing is left to cancel.
             response.cancel()
+
+
+class _ReplicaLostError(Exception):
+    """Nothing came of a call, and nobody was told why."""
+
+
+@contextmanager
+def _told_as_raised(cancel: Callable[[], Any] | None = None) -> Generator[None, None, None]:
+    """Around waiting for a response: its stage's errors come as they were raised there, and it is cancelled with
+    whoever waits."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if cancel is not None:
+            cancel()
+        waiting = asyncio.current_task()
+        if waiting is None or waiting.cancelling():
+            raise
+        # It was the call that was cancelled, by a replica on its way out.
+        raise _ReplicaLostError from None
+    except RayTaskError as error:
+        # Ray's own text of it is a traceback, which is for the log and not for clients.
+        raise _cause(error) from error
+    except BackPressureError as error:
+        raise Overloaded(error.retry_after_s or 1.0) from None
+    except _REPLICA_LOST as error:
+        raise _ReplicaLostError from error
+    except grpc.aio.AioRpcError as error:
+        if error.code() not in _BROKEN_OFF:
+            raise
+        raise _ReplicaLostError from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    while isinstance(error, RayTaskError) and error.cause is not None:
+        error = error.cause
+    return error
 
 
 async def _again_if_lost(call: Callable[[], Awaitable[ResultT]]) -> ResultT:
     for wait_seconds in (*_RETRY_SECONDS, None):
         try:
             return await call()
-        except BackPressureError as error:
-            raise Overloaded(error.retry_after_s or 1.0) from None
-        except _REPLICA_LOST:
+        except _ReplicaLostError:
             if wait_seconds is None:
                 raise Overloaded(_UNAVAILABLE_RETRY_AFTER_SECONDS) from None
             await asyncio.sleep(wait_seconds)

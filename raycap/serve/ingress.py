@@ -5,6 +5,7 @@ batch, the CPU work grows with the ingress's replicas and not with those that ho
 on to the encoder is at most 442 kB (384 x 384 pixels) whatever came in.
 """
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI
@@ -22,6 +23,8 @@ from raycap.serve.keys import KeyRing
 from raycap.serve.models import Routing
 from raycap.serve.rate_limit import RateLimiter
 from raycap.serve.telemetry import Telemetry
+
+logger = logging.getLogger("ray.serve")
 
 
 @serve.ingress()
@@ -71,16 +74,22 @@ class CaptionIngress:
         """Serve's call, at the start and whenever the configuration changes: serve these models as soon as each has
         given a caption.
 
+        A replica that serves already, and is given models that it cannot, goes on with those it has: had it raised,
+        Serve would end it, and no other would come up. ``/readyz`` and the log then say why in one line.
+
         Args:
             user_config: of :class:`raycap.serve.models.Routing`.
 
         Raises:
-            ServeArgsError: one line; what was served before goes on.
+            ServeArgsError: one line, which ``serve status`` shows; of a replica that serves no model yet.
         """
         try:
             await self.service.switch(parse_config(Routing, user_config, origin="user_config"))
         except UserError as error:
-            raise ServeArgsError(str(error)) from None
+            if not self.service.served.models:
+                raise ServeArgsError(str(error)) from None
+            self.service.refused = str(error)
+            logger.error("user_config is refused: %s", error)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_api(self.service, echoes_id=False)

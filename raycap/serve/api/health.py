@@ -20,7 +20,8 @@ def health_routes(service: Service) -> APIRouter:
         "/readyz", response_class=JSONResponse, responses={503: {"description": "Not ready; `message` says why."}}
     )
     async def readyz() -> dict[str, str]:
-        """A caption went through every stage a moment ago: a client's, or one made to see."""
+        """A caption went through every stage a moment ago: a client's, or one made to see. `refused`, if there, says
+        why the models that were to be served last are not, and those before go on."""
         served = service.served
         if served.draining:
             raise _not_ready("draining")
@@ -30,7 +31,7 @@ def health_routes(service: Service) -> APIRouter:
         reason = await service.readiness.check(model)
         if reason is not None:
             raise _not_ready(reason)
-        return {"status": "ready"}
+        return {"status": "ready"} | ({} if service.refused is None else {"refused": service.refused})
 
     return routes
 

@@ -8,8 +8,9 @@ from raycap.errors import UserError
 from raycap.serve.api.images import FetchUrl, Images
 from raycap.serve.api.readiness import Readiness, try_model
 from raycap.serve.api.record import RequestRecord, record_of
-from raycap.serve.api.served import Served
+from raycap.serve.api.served import ReadyModel, Served
 from raycap.serve.cache import ByteCache
+from raycap.serve.errors import Overloaded
 from raycap.serve.keys import KeyRing
 from raycap.serve.limits import Limits
 from raycap.serve.metrics import MODELS_LOADED
@@ -17,6 +18,9 @@ from raycap.serve.models import Routing
 from raycap.serve.pipeline import Captioned, Captioner
 from raycap.serve.rate_limit import RateLimiter, anonymous_name
 from raycap.serve.telemetry import Telemetry
+
+# Of a new model while the stages have too much to do, or have lost a replica.
+_PROOF_ATTEMPTS = 10
 
 
 class Service:
@@ -52,6 +56,8 @@ class Service:
         self.keys, self.rate_limiter = keys, rate_limiter
         self.readiness = Readiness(captioner, ready_seconds)
         self.served = Served({})
+        self.refused: str | None = None
+        """Why the last models that were to be served are not."""
         self._switching = asyncio.Lock()
 
     async def switch(self, routing: Routing) -> None:
@@ -74,14 +80,25 @@ class Service:
                 ):
                     continue
                 try:
-                    with self.readiness.observe():
-                        await self.captioner.prepare(model.weights_key)
-                        await try_model(self.captioner, model)
+                    await self._prove(model)
                 except Exception as error:
                     reason = " ".join(str(error).split())[:300] or type(error).__name__
                     message = f"models.{name}: gives no caption ({reason}); the models served before go on"
                     raise UserError(message) from error
-            self.served = served
+            self.served, self.refused = served, None
+
+    async def _prove(self, model: ReadyModel) -> None:
+        """Load a model in every stage and let it give a caption; stages that have too much to do are waited for."""
+        for attempts_left in reversed(range(_PROOF_ATTEMPTS)):
+            try:
+                with self.readiness.observe():
+                    await self.captioner.prepare(model.weights_key)
+                    await try_model(self.captioner, model)
+                return
+            except Overloaded as error:
+                if attempts_left == 0:
+                    raise
+                await asyncio.sleep(error.retry_after_seconds)
 
     def admit(self, request: Request, num_images: int | None = 1) -> RequestRecord:
         """See who asks, and count the images; None where they are not known yet, see :meth:`count_images`.

@@ -1,0 +1,150 @@
+"""What callers of a stage see of its errors and of its death, with a handle that is made up."""
+
+import asyncio
+
+import grpc
+import pytest
+from ray.exceptions import ActorUnavailableError, RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from raycap.errors import UserError
+from raycap.serve import handles
+from raycap.serve.errors import Overloaded
+from raycap.serve.handles import RemoteCaptioner, RemoteSource
+from raycap.serve.pipeline import CaptionTask
+
+
+class MadeUpHandle:
+    """Answers in turn with what is given; an exception is raised."""
+
+    def __init__(self, *answers):
+        self.answers, self.calls, self.cancelled = list(answers), 0, 0
+
+    def options(self, **options):
+        return self
+
+    def remote(self, task):
+        self.calls += 1
+        return MadeUpResponse(self, self.answers.pop(0))
+
+
+class MadeUpResponse:
+    def __init__(self, handle, answer):
+        self.handle, self.answers = handle, list(answer) if isinstance(answer, list) else [answer]
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.answers:
+            raise StopAsyncIteration
+        answer = self.answers.pop(0)
+        if isinstance(answer, BaseException):
+            raise answer
+        if answer == "never":
+            await asyncio.Event().wait()
+        return answer
+
+    def __await__(self):
+        return self.__anext__().__await__()
+
+    def cancel(self):
+        self.handle.cancelled += 1
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr(handles, "_RETRY_SECONDS", (0.0, 0.0, 0.0))
+
+
+def raised_in_a_replica(error):
+    """As it arrives from one deployment, or, applied twice, through another."""
+    return RayTaskError("caption", "Traceback: secret", error).as_instanceof_cause()
+
+
+def broken_off(code):
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), "Socket closed")
+
+
+TASK = CaptionTask(None, b"", "weights", None, None)
+
+
+def ask(*answers):
+    handle = MadeUpHandle(*answers)
+    return asyncio.run(RemoteCaptioner(handle).caption(TASK)), handle
+
+
+LOST = [
+    ActorUnavailableError("gone", b"x" * 16),
+    broken_off(grpc.StatusCode.UNAVAILABLE),
+    broken_off(grpc.StatusCode.CANCELLED),
+    asyncio.CancelledError(),
+]
+
+
+@pytest.mark.parametrize("lost", LOST, ids=lambda error: type(error).__name__)
+def test_a_lost_replica_s_task_is_given_to_another(lost):
+    answer, handle = ask(lost, lost, "caption")
+    assert answer == "caption"
+    assert handle.calls == 3
+
+
+@pytest.mark.parametrize("lost", LOST, ids=lambda error: type(error).__name__)
+def test_a_stage_without_replicas_is_an_answer_to_try_again(lost):
+    with pytest.raises(Overloaded):
+        ask(lost, lost, lost, lost)
+
+
+def test_a_full_queue_is_an_answer_to_try_again_wherever_it_was():
+    with pytest.raises(Overloaded) as caught:
+        ask(BackPressureError(1, 1, 503, 7.0))
+    assert caught.value.retry_after_seconds == 7
+    with pytest.raises(Overloaded) as caught:
+        ask(raised_in_a_replica(raised_in_a_replica(Overloaded(7.0))))
+    assert caught.value.retry_after_seconds == 7
+
+
+@pytest.mark.parametrize("error", [UserError("too long"), Overloaded(2.0), RuntimeError("files changed")])
+def test_a_stage_s_own_error_comes_as_it_was_raised_and_is_not_asked_again(error):
+    for arrived in (raised_in_a_replica(error), raised_in_a_replica(raised_in_a_replica(error))):
+        with pytest.raises(type(error)) as caught:
+            ask(arrived)
+        assert type(caught.value) is type(error)
+        assert str(caught.value) == str(error)
+
+
+def test_a_fault_of_the_call_itself_is_not_repeated():
+    with pytest.raises(grpc.aio.AioRpcError):
+        ask(broken_off(grpc.StatusCode.RESOURCE_EXHAUSTED))
+
+
+def test_whoever_is_cancelled_cancels_what_he_waits_for():
+    async def cancel_soon(handle):
+        waiting = asyncio.create_task(RemoteSource(handle)(TASK))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+    handle = MadeUpHandle("never", "never")
+    asyncio.run(cancel_soon(handle))
+    assert (handle.calls, handle.cancelled) == (1, 1)
+
+
+def stream(*answers):
+    async def read():
+        return [piece async for piece in RemoteCaptioner(MadeUpHandle(*answers)).stream(TASK)]
+
+    return asyncio.run(read())
+
+
+def test_a_stream_begins_again_only_while_nothing_was_sent():
+    lost = ActorUnavailableError("gone", b"x" * 16)
+    assert stream([lost], ["a", "b"]) == ["a", "b"]
+    with pytest.raises(Overloaded):
+        stream(["a", lost], ["a", "b"])
+
+
+def test_a_stream_s_error_comes_as_it_was_raised():
+    with pytest.raises(UserError, match=r"^too long$"):
+        stream(["a", raised_in_a_replica(UserError("too long"))])
