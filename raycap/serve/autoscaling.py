@@ -28,13 +28,13 @@ def by_own_work(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
     Returns:
         replicas, and no state.
     """
-    target = context.target_num_replicas
-    if context.current_num_replicas == 0:
+    target, config = context.target_num_replicas, context.config
+    if config is None or context.current_num_replicas == 0:
         return target, {}
     work = (context.aggregated_metrics or {}).get(OWN_WORK, {})
     running = context.total_running_requests
     share = min(1.0, sum(work.values()) / running) if work and running else 1.0
-    wanted = context.total_num_requests * share / context.config.get_target_ongoing_requests()
+    wanted = context.total_num_requests * share / config.get_target_ongoing_requests()
     if wanted > target * (1 + _MARGIN):
         return math.ceil(wanted), {}
     # At least one, whatever the margin makes of nothing.

@@ -53,14 +53,11 @@ class RecordRequests:
                     headers[name] = value
             await send(message)
 
-        if (num_bytes := _num_header_bytes(scope)) > self.limits.max_header_bytes:
-            message = f"headers: {num_bytes} bytes with path and query; send at most {self.limits.max_header_bytes}"
-            refusal = RequestError(431, "headers_too_large", message)
-            await error_response(refusal, record.request_id)(scope, receive, send_with_headers)
-            _log(scope, record, 431, time.perf_counter() - started_at)
-            return
         try:
+            self._require_fit(scope)
             await self.app(scope, receive, send_with_headers)
+        except RequestError as refusal:
+            await answer_error(refusal, record)(scope, receive, send_with_headers)
         except Exception as error:
             logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
             if status is not None:
@@ -80,10 +77,12 @@ class RecordRequests:
             self.telemetry.end_request(span, ended)
             _log(ended, record)
 
-
-def _num_header_bytes(scope: Scope) -> int:
-    lines = sum(len(name) + len(value) for name, value in scope["headers"])
-    return lines + len(scope["path"]) + len(scope.get("query_string", b""))
+    def _require_fit(self, scope: Scope) -> None:
+        lines = sum(len(name) + len(value) for name, value in scope["headers"])
+        num_bytes = lines + len(scope["path"]) + len(scope.get("query_string", b""))
+        if num_bytes > self.limits.max_header_bytes:
+            message = f"headers: {num_bytes} bytes with path and query; send at most {self.limits.max_header_bytes}"
+            raise RequestError(431, "headers_too_large", message)
 
 
 def _log(ended: EndedRequest, record: RequestRecord) -> None:
