@@ -4,6 +4,7 @@ import pytest
 
 from raycap.serve.app import build
 from raycap.serve.config import CaptionArgs, ServeArgsError
+from raycap.serve.tracing import Tracing
 
 
 def deployments(application):
@@ -50,6 +51,13 @@ def test_the_stages_keep_their_share_of_a_gpu(args):
     assert found["encoder"].ray_actor_options["num_gpus"] == 0.5
     assert found["encoder"]._deployment_config.autoscaling_config.max_replicas == 4
     assert found["decoder"].ray_actor_options["num_gpus"] == 0.4
+
+
+def test_every_stage_knows_where_traces_go(args):
+    tracing = Tracing(endpoint="http://collector:4318/v1/traces")
+    for kind, stages in (("disaggregated", {"decoder", "refiner", "encoder"}), ("cpu", {"captioner"})):
+        found = deployments(build(args(shape={"kind": kind}, tracing=tracing.model_dump())))
+        assert all(tracing in found[stage].init_args for stage in stages)
 
 
 def test_relative_paths_are_made_absolute_where_build_runs(models, monkeypatch):
