@@ -124,11 +124,11 @@ def test_each_request_has_a_log_record_that_json_can_hold(api, data_url, log):
     api.post("/v1/captions", json={"images": [data_url(), data_url()]})
     api.post("/nowhere")
     first, several, nowhere = log()
-    assert (first.request_id, first.route, first.status, first.model) == ("one", "/v1/caption", 200, "tiny-rbm")
+    assert (first.request_id, first.endpoint, first.status, first.model) == ("one", "/v1/caption", 200, "tiny-rbm")
     assert (first.version, first.num_images, first.cache, first.key) == ("e1-r1-d1", 1, "miss", None)
     assert set(first.seconds) == {"prepare", "encode", "decode"}
     assert (several.num_images, several.cache) == (2, "hit")
-    assert (nowhere.route, nowhere.status) == ("none", 404)
+    assert (nowhere.endpoint, nowhere.status) == ("none", 404)
     json.dumps([first.seconds, first.total_seconds])
 
 
