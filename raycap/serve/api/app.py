@@ -26,7 +26,14 @@ def make_api(service: Service, echoes_id: bool = True) -> FastAPI:
         echoes_id: False behind a proxy that sends back the X-Request-ID itself.
     """
     # A path with a slash too many is none of ours; a redirect would lead to whatever host the request names.
-    api = FastAPI(title="raycap", description=_DESCRIPTION, version="1", redirect_slashes=False)
+    api = FastAPI(
+        title="raycap",
+        description=_DESCRIPTION,
+        version="1",
+        redirect_slashes=False,
+        # Clients made from the document call their methods by it.
+        generate_unique_id_function=lambda route: route.name,
+    )
     add_error_handlers(api)
     api.add_middleware(RecordRequests, limits=service.limits, telemetry=service.telemetry, echoes_id=echoes_id)
     for routes in (caption_routes, chat_routes, embedding_routes, model_routes, health_routes):

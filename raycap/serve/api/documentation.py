@@ -3,12 +3,16 @@
 from typing import Any
 
 from raycap.config import Config
+from raycap.serve.api.answers import ChatCompletion, EmbeddingList
 from raycap.serve.api.chat_schemas import ChatBody
 from raycap.serve.api.options import CaptionOptions, StreamedOptions
 from raycap.serve.api.schemas import CaptionBody, CaptionsBody
 from raycap.serve.errors import ErrorResponse
 
-_IMAGE = "data:image/png;base64,iVBORw0KGgo..."
+# A whole file, red and of one pixel: what is copied out of the documentation is answered.
+_IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR42mO4pKsLAAMBAS0CuUoAAAAAAElFTkSuQmCC"
+)
 
 _STATUSES = {
     400: ("malformed_request", "num_beams = 'x': Input should be a valid integer; /docs shows what each field takes"),
@@ -20,6 +24,7 @@ _STATUSES = {
         "undecodable_image",
         "file: the file is empty or of no known image format; send a whole JPEG, PNG or WebP file",
     ),
+    431: ("headers_too_large", "headers: 50050 bytes with path and query; send at most 32768"),
     429: ("rate_limited", "more than 60 images a minute (or 10 at once); try again in 3 seconds"),
     500: ("internal_error", "the server failed on this request; its log says why"),
     503: ("overloaded", "the server has too much to do; try again in 1 s"),
@@ -33,6 +38,7 @@ _DESCRIPTIONS = {
     415: "Another content type than those named here.",
     422: "An image that cannot be decoded, or not in time.",
     429: "Too many images of this client; Retry-After says when there may be more.",
+    431: "Headers, path and query too long.",
     500: "Our own failure.",
     503: "Too much to do, or nothing loaded yet; Retry-After says when to try again.",
     504: "Not answered in time; the work was cancelled.",
@@ -66,6 +72,7 @@ CAPTION_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
 
 CHAT_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
     200: {
+        "model": ChatCompletion,
         "description": "A chat.completion; with `stream`, events of chat.completion.chunk.",
         "content": {
             "application/json": {
@@ -92,6 +99,7 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
 
 EMBEDDINGS_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
     200: {
+        "model": EmbeddingList,
         "description": "A list of embeddings.",
         "content": {
             "application/json": {
@@ -116,7 +124,7 @@ EMBEDDINGS_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
     }
 }
 
-EMBEDDINGS_EXAMPLE = {"input": [_IMAGE], "model": "blip-rbm", "encoding_format": "float", "refined": "both"}
+EMBEDDINGS_EXAMPLE = {"input": [_IMAGE], "encoding_format": "float", "tokens": "mean"}
 
 
 def json_body(config_class: type[Config], example: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +143,7 @@ def caption_body() -> dict[str, Any]:
             "application/octet-stream": binary,
         }
     )
-    properties = _schema(StreamedOptions)["properties"]
+    properties = _as_text(_schema(StreamedOptions))["properties"]
     extra["parameters"] = [
         {
             "name": name,
@@ -151,10 +159,11 @@ def caption_body() -> dict[str, Any]:
 
 def captions_body() -> dict[str, Any]:
     """Of /v1/captions."""
-    files = {"type": "array", "items": _FILE}
+    files = {"type": "array", "items": _FILE, "minItems": 1}
+    example = {"files": ["a.jpg", "b.jpg"], "num_beams": 3}
     return _body(
         {
-            "multipart/form-data": _form(CaptionOptions, {"files": files}, {"files": ["a.jpg", "b.jpg"], "gate": 0.5}),
+            "multipart/form-data": _form(CaptionOptions, {"files": files}, example),
             "application/json": {"schema": _schema(CaptionsBody), "example": {"images": [_IMAGE, _IMAGE]}},
         }
     )
@@ -167,18 +176,28 @@ def chat_body() -> dict[str, Any]:
         {"type": "image_url", "image_url": {"url": _IMAGE}},
     ]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "a picture of"}]
-    return json_body(ChatBody, {"model": "blip-rbm", "messages": messages, "max_tokens": 20})
+    return json_body(ChatBody, {"messages": messages, "max_tokens": 10})
 
 
 _FILE = {"type": "string", "format": "binary", "description": "The image file."}
 
 
 def _form(options: type[Config], files: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
-    schema = _schema(options)
+    schema = _as_text(_schema(options))
     return {
         "schema": schema | {"properties": files | schema["properties"], "required": list(files)},
         "example": example,
     }
+
+
+def _as_text(schema: dict[str, Any]) -> dict[str, Any]:
+    """Of a form or a query: text has no null, what is not wanted is left out."""
+    properties = {}
+    for name, of_option in schema["properties"].items():
+        kinds = [kind for kind in of_option.get("anyOf", []) if kind != {"type": "null"}]
+        rest = {key: value for key, value in of_option.items() if key != "anyOf" and (key, value) != ("default", None)}
+        properties[name] = rest | (kinds[0] if len(kinds) == 1 else {"anyOf": kinds} if kinds else {})
+    return schema | {"properties": properties}
 
 
 def _body(content: dict[str, Any]) -> dict[str, Any]:

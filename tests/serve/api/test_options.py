@@ -72,7 +72,8 @@ def test_a_contradiction_is_refused_with_field_value_and_remedy(settings, option
         plan(served(**settings), **options)
     error = refused.value
     assert (error.status, error.kind, error.field) == (400, "invalid_option", field)
-    assert str(error).startswith(f"{field} = {options[field]!r}: ")
+    # Of a long value its beginning: who sends a megabyte is not sent it back.
+    assert str(error).startswith(f"{field} = {repr(options[field])[:77]}")
     assert ";" in str(error) or "set num_beams" in str(error), "a remedy"
 
 

@@ -148,7 +148,7 @@ def test_openapi_describes_every_body_and_error(api):
         assert set(content) == kinds
         assert all("example" in body and body["schema"] for body in content.values())
         errors = {status: answer for status, answer in post["responses"].items() if status != "200"}
-        assert set(errors) == {"400", "401", "404", "413", "415", "422", "429", "500", "503", "504"}
+        assert set(errors) == {"400", "401", "404", "413", "415", "422", "429", "431", "500", "503", "504"}
         assert all("example" in answer["content"]["application/json"] for answer in errors.values())
         assert post["description"]
     assert "assistant message" in paths["/v1/chat/completions"]["post"]["description"]

@@ -1,0 +1,168 @@
+"""The OpenAPI document tells the truth: requests made from it, right and wrong, against the interface on loopback."""
+
+import base64
+import json
+import logging
+from collections import Counter
+
+import hostile_images
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode, checks
+from serve.loopback import serve_on_loopback
+
+from raycap.serve.limits import Limits
+from raycap.serve.models import Routing
+
+PNG = hostile_images.good("PNG")
+IMAGES = [base64.b64encode(PNG).decode(), f"data:image/png;base64,{base64.b64encode(PNG).decode()}"]
+
+
+@pytest.fixture(scope="module")
+def url(models):
+    """Two models; short captions, so that many are asked for in little time."""
+    model = {"model": str(models / "demo/blip/model"), "precision": "fp32", "decoding": {"max_new_tokens": 6}}
+    served = {"refined": model | {"rbm": str(models / "demo/rbm/model")}, "plain": model}
+    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+    limits = Limits(max_new_tokens=20, max_beams=3)
+    with serve_on_loopback(Routing.model_validate({"models": served}), limits=limits) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def document(url):
+    return httpx.get(f"{url}/openapi.json").json()
+
+
+def with_images(body, draw):
+    """Good images in place of most texts that stand for one: made from the schema alone no image would decode."""
+    if isinstance(body, bytes):
+        return PNG
+    if not isinstance(body, dict) or draw(st.integers(0, 3)) == 0:
+        return body
+    body = dict(body)
+    for name in {"image", "input"} & set(body):
+        body[name] = draw(st.sampled_from(IMAGES))
+    if "images" in body:
+        body["images"] = draw(st.lists(st.sampled_from([*IMAGES, "no image"]), min_size=1, max_size=3))
+    if "messages" in body:
+        part = {"type": "image_url", "image_url": {"url": IMAGES[1]}}
+        body["messages"] = [{"role": "user", "content": [part]}]
+    if "file" in body:
+        body["file"] = PNG
+    if "files" in body:
+        body["files"] = [PNG] * draw(st.integers(1, 3))
+    # Most combinations of options contradict each other.
+    for name in sorted(set(body) - {"image", "images", "input", "messages", "file", "files"}):
+        if draw(st.integers(0, 3)) > 0:
+            del body[name]
+    return body
+
+
+@pytest.fixture(scope="module")
+def schema(url):
+    return schemathesis.openapi.from_url(f"{url}/openapi.json")
+
+
+OPERATIONS = [
+    *(("POST", path) for path in ("/v1/caption", "/v1/captions", "/v1/chat/completions", "/v1/embeddings")),
+    *(("GET", path) for path in ("/v1/models", "/v1/models/{name}", "/healthz", "/readyz")),
+]
+# Not that what fits the schema is accepted: it says nothing of whether a text is an image, or a model has an RBM.
+CHECKS = [
+    checks.not_a_server_error,
+    checks.status_code_conformance,
+    checks.content_type_conformance,
+    checks.response_headers_conformance,
+    checks.response_schema_conformance,
+]
+STEADY = settings(derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize(("method", "path"), OPERATIONS)
+def test_what_fits_the_document_is_answered_as_it_says(schema, method, path):
+    num_by_status = Counter()
+
+    @settings(STEADY, max_examples=60)
+    @given(case=schema[path][method].as_strategy(), data=st.data())
+    def ask(case, data):
+        if method == "POST":
+            case.body = with_images(case.body, data.draw)
+            if data.draw(st.integers(0, 3)) > 0:
+                case.query = {}
+        num_by_status[case.call_and_validate(checks=CHECKS, timeout=60).status_code] += 1
+
+    ask()
+    assert num_by_status[200] >= (1 if path == "/readyz" or method == "GET" else 10) or "{" in path, num_by_status
+
+
+@pytest.mark.parametrize(("method", "path"), [operation for operation in OPERATIONS if operation[0] == "POST"])
+def test_what_does_not_fit_the_document_is_refused_as_it_says(schema, method, path):
+    num_by_status = Counter()
+
+    @settings(STEADY, max_examples=60)
+    @given(case=schema[path][method].as_strategy(GenerationMode.NEGATIVE))
+    def ask(case):
+        # A form's text has no type: a list of one is the same as the one.
+        must_refuse = [checks.negative_data_rejection] if case.media_type == "application/json" else []
+        num_by_status[case.call_and_validate(checks=[*CHECKS, *must_refuse], timeout=60).status_code] += 1
+
+    ask()
+    assert sum(number for status, number in num_by_status.items() if 400 <= status < 500) >= 30, num_by_status
+
+
+def test_all_operations_are_tried(document):
+    documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert documented == set(OPERATIONS)
+
+
+def requests_of(document):
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+                yield method, path, kind, content
+
+
+def test_every_documented_request_is_answered(url, document):
+    num_requests = 0
+    for method, path, kind, content in requests_of(document):
+        example = content["example"]
+        if kind == "application/json":
+            options = {"json": example}
+        elif kind == "multipart/form-data":
+            files = {name: values for name, values in example.items() if name.startswith("file")}
+            texts = {name: str(value) for name, value in example.items() if name not in files}
+            pairs = [(name, (file, PNG)) for name, v in files.items() for file in ([v] if isinstance(v, str) else v)]
+            options = {"files": pairs, "data": texts}
+        else:
+            options = {"content": PNG, "headers": {"Content-Type": kind.replace("*", "png")}}
+        answer = httpx.request(method, f"{url}{path}", timeout=60, **options)
+        assert answer.status_code == 200, (path, kind, answer.text)
+        assert "error" not in json.dumps(answer.json()), answer.text
+        num_requests += 1
+    assert num_requests == 8
+
+
+def test_names_of_operations_are_fit_for_generated_clients(document):
+    names = [operation["operationId"] for operations in document["paths"].values() for operation in operations.values()]
+    assert len(set(names)) == len(names)
+    assert {"caption", "captions", "chat", "embeddings", "list_models", "show_model", "healthz", "readyz"} == set(names)
+
+
+def test_no_reference_leads_nowhere(document):
+    def references(node):
+        if isinstance(node, dict):
+            yield from [node["$ref"]] if "$ref" in node else []
+            for value in node.values():
+                yield from references(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from references(value)
+
+    for reference in references(document):
+        node = document
+        for part in reference.removeprefix("#/").split("/"):
+            node = node[part]
