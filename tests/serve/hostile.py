@@ -151,6 +151,9 @@ def _multipart() -> Iterator[Case]:
     yield _post_form("option of 1 MB", _form(file, _part("prompt", b"a" * 1_000_000, "")), {400, 413, 422}, ANY)
     yield _post_form("option twice", _form(file, _part("num_beams", b"1", ""), _part("num_beams", b"2", "")))
     yield _post_form("option not UTF-8", _form(file, _part("prompt", b"\xff\xfe", "")))
+    for charset in ("idna", "punycode", "rot13", "utf-16", '"\\0"', "\xff", "a" * 1000):
+        boundary = f"; boundary={_BOUNDARY}; charset={charset}"
+        yield _post_form(f"charset {charset[:20]!r}", whole, {415}, {"unsupported_content_type"}, boundary)
     bad_charset = whole.replace(b"\r\n\r\n", b"; filename*=UTF-99''%ff\r\n\r\n", 1).replace(b'"file"', b'"other"')
     yield _post_form("file name of no charset", bad_charset)
 
@@ -183,6 +186,16 @@ def _json() -> Iterator[Case]:
     }  # fmt: skip
     for name, body in bodies.items():
         yield _post_json(name, body, {400, 413, 422}, {"malformed_request", "image_too_large"})
+    # Small here, large once parsed, and each an error to tell of.
+    floods = {"numbers": b"1,", "objects": b"{},", "texts": b'"",', "lists of lists": b"[[],[]],"}
+    for name, item in floods.items():
+        many = b"[" + item * 1_000_000 + b"1]"
+        for path, field in (
+            *((PATH, "image"), ("/v1/captions", "images"), ("/v1/embeddings", "input")),
+            *(("/v1/chat/completions", "messages"), ("/v1/chat/completions", "tools")),
+        ):
+            body = b'{"%s": %s}' % (field.encode(), many)
+            yield _post(f"json: a million {name} for {field}", "application/json", body, {400, 413}, ANY, path)
     for name, image in {
         "a number": 5, "true": True, "null": None, "a list": [GOOD_BASE64], "an object": {"url": "a"}, "empty": "",
     }.items():  # fmt: skip
@@ -260,7 +273,15 @@ def _http() -> Iterator[Case]:
         yield Case(f"method {method}", method, PATH, headers, body, frozenset({405}), frozenset({"method_not_allowed"}))
     paths = [
         *("/v1/captions", "/v2/caption", "/v1/caption/../../etc/passwd", "/..%2f..%2fetc/passwd", "/v1//caption"),
-        *("/%2e%2e/%2e%2e/etc/passwd", "/.git/config", "/.env", "/v1/caption%00", "/v1/caption;a=b", "/V1/CAPTION"),
+        *(
+            "/%2e%2e/%2e%2e/etc/passwd",
+            "/.git/config",
+            "/.env",
+            "/v1/caption%00",
+            "/v1/caption;a=b",
+            "/V1/CAPTION",
+            "/v1/caption/",
+        ),
         *("/static/..%5c..%5cwindows", "/v1/caption.php", "/admin", "/v1/caption%0d%0aX: y".replace(" ", "%20")),
     ]
     for path in paths:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import socket
 import tempfile
@@ -16,7 +17,6 @@ from serve import hostile, wire
 from serve.hostile import GOOD, hostile_keys, hostile_requests, request_bytes
 from serve.loopback import serve_on_loopback
 
-from raycap.checkpoint import load_refiner
 from raycap.data.images import decode_image
 from raycap.models.decoding import Decoding
 from raycap.predictor import CaptionPredictor
@@ -28,6 +28,7 @@ from raycap.serve.models import Routing
 KEY = "a-good-key-of-this-test-only"
 GOOD_KEY = ("Authorization", f"Bearer {KEY}")
 NUM_AT_ONCE = 8
+REQUEST_SECONDS = 8
 MOST_SECONDS = 15
 """For any answer, of a machine that has other work; most take hundredths."""
 
@@ -125,7 +126,7 @@ def url(models, session):
         "shape": {"kind": "cpu"},
         "keys": {"file": str(keys)},
         "caption_cache_bytes": 0,
-        "limits": {"request_seconds": 8},
+        "limits": {"request_seconds": REQUEST_SECONDS},
     }
     ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=str(session), log_to_driver=False)
     try:
@@ -145,48 +146,145 @@ def door_memory():
     found = {}
     for process in psutil.Process().children(recursive=True):
         title = " ".join(process.cmdline())
-        if "ProxyActor" in title or "ServeReplica:caption:ingress" in title:
-            found[title] = process.memory_info().rss
+        for role in ("ProxyActor", "ServeReplica:caption:ingress"):
+            if role in title:
+                found[role, process.pid] = process.memory_info().rss
     return found
 
 
-def serve_log(session):
-    """All that Serve's processes wrote."""
-    logs = [*session.glob("session_latest/logs/serve/*.log"), *session.glob("session_latest/logs/worker-*")]
-    return "\n".join(log.read_text(errors="replace") for log in logs)
+class ServeLog:
+    """What Serve's processes write from now on."""
 
+    def __init__(self, session):
+        self.session = session
+        self.seen = {log: len(log.read_text(errors="replace")) for log in self._logs()}
 
-GROUPS = [*hostile_requests(), *hostile_keys()]
+    def _logs(self):
+        return list(self.session.glob("session_latest/logs/serve/*.log"))
+
+    def read(self):
+        """Each file's new text by its name."""
+        return {log.name: log.read_text(errors="replace")[self.seen.get(log, 0) :] for log in self._logs()}
+
+    def require_no_failure(self):
+        """No error of ours, whoever's request it was."""
+        for name, text in self.read().items():
+            sign = re.search(r"Traceback|ERROR|(POST|GET) \S+ (500|FAILED)", text)
+            assert sign is None, f"{name}: {text[max(0, sign.start() - 500) : sign.start() + 6000]}"
 
 
 @pytest.mark.integration
-def test_every_hostile_request_is_refused_as_it_must_be_and_good_ones_go_on(url, caption, session):
-    requests = hostile_requests()
+def test_every_hostile_request_is_refused_as_it_must_be_and_good_ones_go_on(url, caption, session, record_property):
     groups = {}
-    for case in requests:
+    for case in hostile_requests():
         groups.setdefault(case.name.partition(" ")[0].rstrip(":"), []).append(case)
     require_caption(url, caption)
-    before, num_sent, wrong = door_memory(), 0, {}
+    log, before, num_sent, wrong = ServeLog(session), door_memory(), 0, {}
     assert len(before) == 2, before
-    for cases in [*groups.values()]:
-        answers, faulty = send_all(url, cases, GOOD_KEY)
+    for cases, headers in [*((cases, [GOOD_KEY]) for cases in groups.values()), (hostile_keys(), [])]:
+        answers, faulty = send_all(url, cases, *headers)
         wrong |= faulty
         num_sent += len(answers)
         require_caption(url, caption)
-    answers, faulty = send_all(url, hostile_keys())
-    wrong |= faulty
-    num_sent += len(answers)
-    require_caption(url, caption)
     assert not wrong, "\n".join(f"{name}: {fault}" for name, fault in wrong.items())
-    print(f"{num_sent} hostile requests refused")
-    assert num_sent == len(requests) + len(hostile_keys()) >= 200
+    record_property("hostile requests", num_sent)
+    assert num_sent == len(hostile_requests()) + len(hostile_keys()) >= 200
     after = door_memory()
     assert set(after) == set(before), "no process may have died"
-    growth = {title: after[title] - before[title] for title in before}
-    print(growth)
+    growth = {process: after[process] - before[process] for process in before}
+    for (role, _), num_bytes in growth.items():
+        record_property(f"{role} grew by MB", round(num_bytes / 1e6))
     assert max(growth.values()) < MOST_GROWTH_BYTES, growth
-    log = serve_log(session)
-    assert "POST /v1/caption 4" in log, "Serve's logs must have been read for this to show anything"
-    for sign in ("Traceback", " failed", "POST /v1/caption 5"):
-        lines = [line for line in log.splitlines() if sign in line]
-        assert not lines, lines[:5]
+    log.require_no_failure()
+    num_lines = sum(text.count("POST /v1/caption 4") for text in log.read().values())
+    assert num_lines > num_sent // 2, "the logs must have been read for this to show anything"
+
+
+def head(*lines, method="POST", path="/v1/caption", version="1.1"):
+    """A good request's lines before its body."""
+    first = f"{method} {path} HTTP/{version}"
+    named = [f"Authorization: Bearer {KEY}", "Content-Type: image/png"]
+    return "\r\n".join([first, "Host: test", *named, *lines, "", ""]).encode()
+
+
+LENGTH = f"Content-Length: {len(GOOD)}"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        head(LENGTH, "Connection: close", "Expect: 100-continue"),
+        head(LENGTH, "Connection: close", path="http://test/v1/caption"),
+        head(LENGTH, version="1.0"),
+    ],
+    ids=["expect 100-continue", "absolute URI", "HTTP/1.0"],
+)
+def test_rare_but_right_requests_are_answered(url, caption, request_head):
+    answer = wire.exchange(url, request_head + GOOD, MOST_SECONDS)
+    assert (answer.status, json.loads(answer.body)["caption"]) == (200, caption)
+
+
+@pytest.mark.integration
+def test_pipelined_requests_are_answered_in_their_order(url, caption):
+    bad = head("Content-Length: 3") + b"bad"
+    with wire.connect(url) as connection:
+        connection.sendall(bad + head(LENGTH, "Connection: close") + GOOD)
+        connection.settimeout(MOST_SECONDS)
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    first, _, second = received.partition(b"HTTP/1.1 200 OK")
+    assert first.startswith(b"HTTP/1.1 422")
+    assert caption.encode() in second
+
+
+@pytest.mark.integration
+def test_a_body_in_chunks_without_end_is_cut_at_the_limit(url, caption):
+    chunk = b"40000\r\n" + bytes(0x40000) + b"\r\n"
+    answer = wire.exchange(url, head("Transfer-Encoding: chunked", "Connection: close") + chunk * 160, MOST_SECONDS * 2)
+    assert (answer.status, answer.error["type"]) == (413, "image_too_large")
+    require_caption(url, caption)
+
+
+@pytest.mark.integration
+def test_slow_and_idle_clients_do_not_block_others_and_a_slow_body_is_cut(url, caption):
+    """Some never end their headers, some their body, some say nothing."""
+    beginnings = [b"POST /v1/caption HTTP/1.1\r\nHost: te", head(LENGTH) + GOOD[:10], b""] * 60
+    connections = [wire.connect(url) for _ in beginnings]
+    try:
+        for connection, beginning in zip(connections, beginnings, strict=True):
+            connection.sendall(beginning)
+        started_at = time.monotonic()
+        require_caption(url, caption)
+        with ThreadPoolExecutor(NUM_AT_ONCE) as threads:
+            list(threads.map(lambda _: require_caption(url, caption), range(2 * NUM_AT_ONCE)))
+        assert time.monotonic() - started_at < MOST_SECONDS
+        slow = wire.finish(connections[1], b"", REQUEST_SECONDS + MOST_SECONDS)
+        assert (slow.status, slow.error["type"]) == (504, "timeout")
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+@pytest.mark.integration
+def test_clients_that_leave_in_the_middle_are_no_failure_of_the_server(url, caption, session):
+    log = ServeLog(session)
+    for beginning in (head("Content-Length: 1000000") + GOOD, head(LENGTH) + GOOD):
+        for _ in range(20):
+            with wire.connect(url) as connection:
+                # Closed with a reset, as by a client that crashed.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                connection.sendall(beginning)
+    require_caption(url, caption)
+    log.require_no_failure()
+
+
+def test_where_urls_are_fetched_none_of_the_forbidden_is(models, caption):
+    routing = Routing.model_validate({"models": {"caption": model_at(models)}})
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    fetch = ImageFetcher(UrlFetch(enabled=True)).fetch
+    with serve_on_loopback(routing, fetch=fetch) as url:
+        cases = [case for case in hostile_requests(urls_enabled=True) if "json: url" in case.name]
+        assert len(cases) > 150
+        _, wrong = send_all(url, cases)
+        require_caption(url, caption)
+    assert not wrong, "\n".join(f"{name}: {fault}" for name, fault in wrong.items())
