@@ -18,6 +18,8 @@ from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, Enc
 from raycap.serve.ingress import CaptionIngress
 from raycap.serve.models import ServedModel
 
+_SHUTDOWN_MARGIN_SECONDS = 5.0
+
 
 def build(args: CaptionArgs) -> Application:
     """The stages, as the shape joins them, behind an HTTP ingress.
@@ -40,7 +42,10 @@ def build(args: CaptionArgs) -> Application:
     user_config = routing.model_dump(mode="json")
 
     def deploy(name: str, kind: Callable[..., Any], options: DeploymentOptions, *arguments: Any) -> Application:
-        deployment = serve.deployment(name=name, user_config=user_config, **options.for_serve())(kind)
+        # A replica that Serve replaces first answers what it has, which may take as long as a request may.
+        patience = args.limits.request_seconds + _SHUTDOWN_MARGIN_SECONDS
+        for_serve = options.for_serve() | {"user_config": user_config, "graceful_shutdown_timeout_s": patience}
+        deployment = serve.deployment(name=name, **for_serve)(kind)
         return deployment.bind(*arguments)
 
     shape = args.shape

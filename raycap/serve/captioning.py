@@ -89,6 +89,11 @@ class Decoder:
     async def prepare(self, weights: str) -> None:
         await asyncio.gather(self.source.prepare(weights), self.models(weights))
 
+    @property
+    def num_unfinished(self) -> int:
+        """Requests that the models decode, or that wait for that."""
+        return sum(loop.num_unfinished for loop in self.loops)
+
     async def _load(self, weights: Weights) -> _Decoding:
         return await in_thread(self.executor, self._load_and_warm, weights)
 

@@ -20,6 +20,10 @@ class ServeArgsError(UserError, RayServeException):
     message alone; Serve shows any other error as a traceback, after three more attempts."""
 
 
+# That a replica died is seen, and another started, when its health is looked at.
+_HEALTH_CHECK_SECONDS = 2.0
+
+
 class DeploymentOptions(Config):
     """Where a deployment's replicas run, how many, and how many requests may wait for them."""
 
@@ -52,6 +56,11 @@ class DeploymentOptions(Config):
     """How long requests must be too few before replicas are taken away: many times longer, so that a pause in the
     load does not cost the loading of models again and again."""
 
+    surge_percent: int = Field(default=25, ge=0, le=100)
+    """Replicas that changed args may add while old ones are replaced, rounded up: new ones are ready before old ones
+    go, and wait where there is no room. 0 stops old ones first, where no GPU is free for both: a deployment of one
+    replica then answers nothing until the new one has loaded."""
+
     @model_validator(mode="after")
     def _replicas_fit(self) -> "DeploymentOptions":
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
@@ -64,6 +73,8 @@ class DeploymentOptions(Config):
             "max_ongoing_requests": self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
             "backpressure_config": {"status_code": 503, "retry_after_s": self.retry_after_seconds},
+            "max_surge_percent": self.surge_percent,
+            "health_check_period_s": _HEALTH_CHECK_SECONDS,
             "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
         }
         if self.max_replicas is None:

@@ -113,6 +113,11 @@ class DecodingLoop:
         self._inbox.put(run)
         return await asyncio.wrap_future(result)
 
+    @property
+    def num_unfinished(self) -> int:
+        """Requests in rows, or waiting for some."""
+        return len(self._active) + len(self._waiting)
+
     def close(self) -> None:
         """Let the thread end when nothing is left to do."""
 

@@ -54,10 +54,14 @@ class _Source(_Deployment):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
-        return {OWN_WORK: self.stage.batcher.num_unfinished}
+        return {OWN_WORK: self.stage.num_unfinished}
 
     async def prepare(self, weights: str) -> None:
         await self.stage.prepare(weights)
+
+    async def num_unfinished(self) -> int:
+        """Of this replica's requests; 0 where nothing is left of those that were given up."""
+        return self.stage.num_unfinished
 
 
 class EncoderDeployment(_Source):
@@ -93,6 +97,10 @@ class _Captioner(_Deployment):
 
     async def prepare(self, weights: str) -> None:
         await self.stage.prepare(weights)
+
+    async def num_unfinished(self) -> int:
+        """Of this replica's requests; 0 where nothing is left of those that were given up."""
+        return self.stage.num_unfinished
 
 
 class DecoderDeployment(_Captioner):

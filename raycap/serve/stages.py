@@ -70,6 +70,11 @@ class Encoder:
     async def prepare(self, weights: str) -> None:
         await self.models(weights)
 
+    @property
+    def num_unfinished(self) -> int:
+        """Images in a batch, or waiting for one."""
+        return self.batcher.num_unfinished
+
     async def _load(self, weights: Weights) -> _Encoding:
         return await in_thread(self.executor, self._load_and_warm, weights)
 
@@ -142,6 +147,11 @@ class Refiner:
         await self.source.prepare(weights)
         if Weights.from_key(weights).rbm is not None:
             await self.models(weights)
+
+    @property
+    def num_unfinished(self) -> int:
+        """Images in a batch, or waiting for one."""
+        return self.batcher.num_unfinished
 
     async def _load(self, weights: Weights) -> _Refining:
         return await in_thread(self.executor, self._load_and_warm, weights)
