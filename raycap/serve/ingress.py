@@ -68,7 +68,19 @@ class CaptionIngress:
     @property
     def draining(self) -> bool:
         """Whether it is not ready for new requests any more."""
-        return self.service.served.draining
+        return self.service.served.draining or self.service.door.draining
+
+    async def drain(self) -> None:
+        """Not ready from now on; requests that come are answered nevertheless."""
+        self.service.door.draining = True
+
+    async def close(self) -> None:
+        """Refuse requests that come from now on."""
+        self.service.door.draining = self.service.door.closed = True
+
+    async def num_inside(self) -> int:
+        """How many requests are being answered."""
+        return self.service.door.num_inside
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve's call, at the start and whenever the configuration changes: serve these models as soon as each has

@@ -84,7 +84,7 @@ def _wait_until_ready(health_url: str, ready_seconds: float) -> None:
     while True:
         status = serve.status().applications[_APPLICATION]
         if status.status is ApplicationStatus.DEPLOY_FAILED:
-            raise UserError(f"serve: {_reason(status)}")
+            raise UserError(f"serve: {failure_reason(status)}")
         # The proxy learns of the replicas a moment after the controller.
         if status.status is ApplicationStatus.RUNNING and _answers(health_url):
             return
@@ -97,8 +97,8 @@ def _wait_until_ready(health_url: str, ready_seconds: float) -> None:
         time.sleep(0.2)
 
 
-def _reason(status: ApplicationStatusOverview) -> str:
-    """A failed replica's message ends with the exception's own line."""
+def failure_reason(status: ApplicationStatusOverview) -> str:
+    """Of an application that could not be deployed; a failed replica's message ends with the exception's own line."""
     messages = [stage.message for stage in status.deployments.values() if stage.status == "DEPLOY_FAILED"]
     lines = [line.strip() for line in "\n".join(messages or [status.message]).splitlines()]
     errors = [line.partition("UserError: ")[2] for line in lines if "UserError: " in line]

@@ -4,6 +4,7 @@ from fastapi import FastAPI
 
 from raycap.serve.api.captions import caption_routes
 from raycap.serve.api.chat import chat_routes
+from raycap.serve.api.door import PassDoor
 from raycap.serve.api.embeddings import embedding_routes
 from raycap.serve.api.errors import add_error_handlers
 from raycap.serve.api.health import health_routes
@@ -35,6 +36,7 @@ def make_api(service: Service, echoes_id: bool = True) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     add_error_handlers(api)
+    api.add_middleware(PassDoor, door=service.door)
     api.add_middleware(RecordRequests, limits=service.limits, telemetry=service.telemetry, echoes_id=echoes_id)
     for routes in (caption_routes, chat_routes, embedding_routes, model_routes, health_routes):
         api.include_router(routes(service))

@@ -23,7 +23,7 @@ def health_routes(service: Service) -> APIRouter:
         """A caption went through every stage a moment ago: a client's, or one made to see. `refused`, if there, says
         why the models that were to be served last are not, and those before go on."""
         served = service.served
-        if served.draining:
+        if served.draining or service.door.draining:
             raise _not_ready("draining")
         if not served.models:
             raise _not_ready("no model is loaded yet")

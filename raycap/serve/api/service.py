@@ -5,6 +5,7 @@ import asyncio
 from fastapi import Request
 
 from raycap.errors import UserError
+from raycap.serve.api.door import Door
 from raycap.serve.api.images import FetchUrl, Images
 from raycap.serve.api.readiness import Readiness, try_model
 from raycap.serve.api.record import RequestRecord, record_of
@@ -55,6 +56,7 @@ class Service:
         self.cache: ByteCache[Captioned] = ByteCache(cache_bytes)
         self.keys, self.rate_limiter = keys, rate_limiter
         self.readiness = Readiness(captioner, ready_seconds)
+        self.door = Door()
         self.served = Served({})
         self.refused: str | None = None
         """Why the last models that were to be served are not."""
