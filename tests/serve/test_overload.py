@@ -1,0 +1,109 @@
+"""More requests than there is room for, and requests that are given up: over HTTP, on a local cluster."""
+
+import asyncio
+import shutil
+import tempfile
+import time
+from collections import Counter
+
+import aiohttp
+import pytest
+import ray
+from ray import serve
+
+from raycap.serve import server
+from raycap.serve.config import CaptionArgs
+
+pytestmark = pytest.mark.integration
+
+REQUEST_SECONDS = 2.0
+# Takes all of the decoder's rows, for as many steps as there may be.
+SLOW = {"num_beams": "8", "max_new_tokens": "60"}
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    directory = tempfile.mkdtemp(prefix="ray-")  # sockets' paths have 107 characters at most
+    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=directory, log_to_driver=False)
+    yield
+    ray.shutdown()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def start(models, cluster):
+    """Starts the application with these options of its stages."""
+
+    def start(limits, **stages):
+        model = {"model": str(models / "demo/blip/model"), "rbm": str(models / "demo/rbm/model"), "precision": "fp32"}
+        stages["encoder"] = {"cache_bytes": 0} | stages.get("encoder", {})
+        shape = {"kind": "disaggregated", **stages}
+        values = {"models": {"caption": model}, "shape": shape, "caption_cache_bytes": 0, "limits": limits}
+        return server.start(CaptionArgs.model_validate(values), port=0)
+
+    yield start
+    server.stop()
+
+
+def unfinished():
+    """What is left to do in all replicas of each stage."""
+    return {
+        name: sum(serve.get_deployment_handle(name, "caption").broadcast("num_unfinished").results(timeout_s=30))
+        for name in ("encoder", "refiner", "decoder")
+    }
+
+
+def wait_until_nothing_is_left(seconds):
+    deadline = time.monotonic() + seconds
+    while any((left := unfinished()).values()):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+async def ask_all(url, files, count, options=None, leave_after_seconds=None):
+    """As many requests at once; each one's status, Retry-After and kind of error, None where the client left."""
+
+    async def ask(session, index):
+        form = aiohttp.FormData(options or {})
+        form.add_field("file", files[index % len(files)], filename="image.png")
+        async with session.post(f"{url}/v1/caption", data=form) as answer:
+            assert answer.content_type == "application/json", await answer.text()
+            error = (await answer.json()).get("error", {})
+            assert "Traceback" not in error.get("message", "")
+            return answer.status, answer.headers.get("Retry-After"), error.get("type")
+
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(60)
+    ) as session:
+        asking = [asyncio.create_task(ask(session, index)) for index in range(count)]
+        if leave_after_seconds is not None:
+            await asyncio.sleep(leave_after_seconds)
+            for task in asking:
+                task.cancel()
+        answers = await asyncio.gather(*asking, return_exceptions=leave_after_seconds is not None)
+    return [None if isinstance(answer, BaseException) else answer for answer in answers]
+
+
+@pytest.mark.parametrize("stage", ["encoder", "refiner", "decoder"])
+def test_a_full_queue_of_any_stage_is_a_503_that_says_when_to_come_again(files, start, stage):
+    narrow = {"max_ongoing_requests": 1, "max_queued_requests": 1, "retry_after_seconds": 7}
+    url = start({}, **{stage: narrow if stage == "decoder" else narrow | {"batch_size": 1}})
+    answers = asyncio.run(ask_all(url, files, 40))
+    assert set(answers) == {(200, None, None), (503, "7", "overloaded")}, Counter(answers)
+    wait_until_nothing_is_left(5)
+    assert asyncio.run(ask_all(url, files, 1)) == [(200, None, None)]
+
+
+def test_work_that_nobody_waits_for_any_more_ends(files, start):
+    url = start({"request_seconds": REQUEST_SECONDS}, decoder={"max_rows": 8})
+    asyncio.run(ask_all(url, files, 4))  # warm
+    began = time.monotonic()
+    answers = asyncio.run(ask_all(url, files, 60, SLOW))
+    assert set(answers) == {(200, None, None), (504, None, "timeout")}, Counter(answers)
+    assert time.monotonic() - began < REQUEST_SECONDS + 10
+    wait_until_nothing_is_left(2)
+
+    answers = asyncio.run(ask_all(url, files, 60, SLOW, leave_after_seconds=0.7))
+    assert answers.count(None) > 20, "most must still be waiting for this to show anything"
+    wait_until_nothing_is_left(2)
+    assert asyncio.run(ask_all(url, files, 1)) == [(200, None, None)]
