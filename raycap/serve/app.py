@@ -39,6 +39,8 @@ def build(args: CaptionArgs) -> Application:
             args.tracing.require_exporter()
         except UserError as error:
             raise ServeArgsError(f"args.{error}") from None
+    if args.keys is not None:
+        args = args.model_copy(update={"keys": args.keys.absolute()})
     user_config = routing.model_dump(mode="json")
 
     def deploy(name: str, kind: Callable[..., Any], options: DeploymentOptions, *arguments: Any) -> Application:

@@ -20,7 +20,7 @@ from raycap.serve.decoding import DecodingLoop
 from raycap.serve.explain import explain
 from raycap.serve.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
 from raycap.serve.models import Weights, in_thread, resident
-from raycap.serve.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask
+from raycap.serve.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
 from raycap.serve.telemetry import Telemetry
 
 
@@ -145,7 +145,7 @@ class Decoder:
             log_probabilities=[caption.log_probability for caption in written],
             num_tokens=sum(len(caption.token_ids) - num_given for caption in written),
             finished=written[0].token_ids[-1] == decoder.eos_id,
-            version=_version(loaded.fingerprint, encoded.versions.get("refiner")),
+            version=version_name(encoded.versions | {"decoder": loaded.fingerprint}),
             seconds=encoded.seconds | {"decode": perf_counter() - began},
             attention=attention,
         )
@@ -183,10 +183,6 @@ class _Written(NamedTuple):
     text: str
     log_probability: float
     token_ids: list[int]
-
-
-def _version(captioner: str, refiner: str | None) -> str:
-    return captioner[:8] if refiner is None else f"{captioner[:8]}+{refiner[:8]}"
 
 
 def _words_of(decoder: BlipCaptionDecoder, prompt: str, on_text: Callable[[str], None]) -> Callable[[int], None]:

@@ -31,6 +31,9 @@ class _Deployment:
     telemetry = Telemetry()
 
     def __init__(self, options: ComputeOptions, tracing: Tracing | None) -> None:
+        if options.num_gpus == 0:
+            # Ray leaves a GPU visible to those that reserved none of it.
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if options.torch_threads is not None:
             torch.set_num_threads(options.torch_threads)
         self.telemetry = Telemetry.of_replica(tracing)

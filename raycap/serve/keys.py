@@ -36,6 +36,10 @@ class Keys(Config):
             raise ValueError("give exactly one of file and environment")
         return self
 
+    def absolute(self) -> "Keys":
+        """The same with its path as any process of the cluster finds it."""
+        return self if self.file is None else self.model_copy(update={"file": storage.absolute(self.file)})
+
 
 class KeyRing:
     """Tells whose key a request bears. Only digests of the keys stay in memory.

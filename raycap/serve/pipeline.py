@@ -84,6 +84,11 @@ def _arrived(
     return Encoded(torch.from_numpy(image_embeds), versions, image_features, seconds, batch_size)
 
 
+def version_name(versions: dict[str, str]) -> str:
+    """The fingerprints of encoder, refiner and decoder, as far as they had a part in an answer."""
+    return "+".join(versions[part][:8] for part in ("encoder", "refiner", "decoder") if part in versions)
+
+
 @dataclass(frozen=True)
 class Attention:
     """Where the decoder looked as it chose each word of the first caption."""
@@ -111,7 +116,7 @@ class Captioned:
     """Whether the first caption ended by itself, rather than at ``max_new_tokens``."""
 
     version: str
-    """Fingerprints of the models that made it."""
+    """Of the models that made it: see :func:`version_name`."""
 
     seconds: dict[str, float]
     attention: Attention | None = None

@@ -92,10 +92,15 @@ class Served:
     @classmethod
     def of(cls, models: Path, files: Sequence[bytes], gate: float = 1.0) -> "Served":
         blip, rbm = str(models / "demo/blip/model"), str(models / "demo/rbm/model")
-        pair = pair_id(blip, *load_blip(blip))
+        encoder, decoder = load_blip(blip)
+        fingerprints = (
+            encoder_fingerprint(encoder),
+            refiner_fingerprint(load_refiner(rbm)),
+            pair_id(blip, encoder, decoder).fingerprint,
+        )
         return cls(
             values={"model": blip, "rbm": rbm, "precision": "fp32", "refinement": {"gate": gate}},
-            version=f"{pair.fingerprint[:8]}+{refiner_fingerprint(load_refiner(rbm))[:8]}",
+            version="+".join(fingerprint[:8] for fingerprint in fingerprints),
             gate=gate,
             captions=predict(models, files, rbm, refinement=Refinement(gate=gate)),
         )

@@ -23,7 +23,7 @@ from raycap.serve.api.served import ReadyModel
 from raycap.serve.api.service import Service
 from raycap.serve.errors import RequestError
 from raycap.serve.metrics import STAGE_SECONDS
-from raycap.serve.pipeline import Encoded, ImageTask
+from raycap.serve.pipeline import Encoded, ImageTask, version_name
 
 _POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda embeds: embeds.mean(0),
@@ -157,8 +157,7 @@ def _answer(
                     "dtype": body.dtype,
                 }
             )
-    versions = embedded[0][0].versions | embedded[0][1].versions
-    record.version = "-".join(versions[part] for part in sorted(versions))
+    record.version = version_name(embedded[0][0].versions | embedded[0][1].versions)
     num_tokens = sum(len(before.image_embeds) for before, _ in embedded)
     return {
         "object": "list",
