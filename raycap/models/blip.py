@@ -124,6 +124,10 @@ class BlipCaptionDecoder(nn.Module):
         """
         positions = self.text_decoder.config.max_position_embeddings
         most = positions - len(self.prompt_ids(decoding.prompt))
+        if most < 1:
+            raise UserError(
+                f"{field}.prompt: {positions - most} tokens, the decoder has {positions} positions; shorten it"
+            )
         if decoding.max_new_tokens > most:
             raise UserError(
                 f"{field}.max_new_tokens = {decoding.max_new_tokens}: the decoder has {positions} positions; "

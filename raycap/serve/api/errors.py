@@ -1,6 +1,7 @@
 """Every error in the one form: from what was raised to what is sent."""
 
 import math
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -24,7 +25,9 @@ def as_request_error(error: BaseException) -> RequestError:
         return RequestError(499, "client_gone", "the client left before its request was whole; nothing to do")
     if isinstance(error, UserError):
         # A stage's word on options that only it can judge: whether the caption fits the decoder, say.
-        return RequestError(400, "invalid_option", str(error))
+        line = str(error)
+        option = re.match(r"decoding\.(\w+)", line)
+        return RequestError(400, "invalid_option", line.removeprefix("decoding."), option[1] if option else None)
     return RequestError(500, "internal_error", "the server failed on this request; its log says why")
 
 

@@ -199,3 +199,11 @@ def test_attention_is_drawn_brightest_where_the_decoder_looked():
     drawn = draw_attention(np.full((32, 32, 3), 100, np.uint8), Attention(["a"], maps))
     grey = np.asarray(picture(drawn.maps[0]).convert("L"))
     assert grey[31, 0] > 150 > grey[0, 31]
+
+
+def test_what_only_the_decoder_can_judge_is_refused_under_the_option_s_name(api, data_url):
+    for prompt, field in (("a " * 20, "max_new_tokens"), ("a " * 40, "prompt")):
+        answer = api.post(json={"image": data_url(), "prompt": prompt, "max_new_tokens": 20})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["type"], error["field"]) == (400, "invalid_option", field)
+        assert error["message"].startswith(field)
