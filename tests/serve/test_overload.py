@@ -18,7 +18,8 @@ pytestmark = pytest.mark.integration
 
 REQUEST_SECONDS = 2.0
 # Takes all of the decoder's rows, for as many steps as there may be.
-SLOW = {"num_beams": "8", "max_new_tokens": "60"}
+SLOW = {"num_beams": "8", "max_new_tokens": "24"}
+MANY = 120
 
 
 @pytest.fixture(scope="module")
@@ -95,15 +96,16 @@ def test_a_full_queue_of_any_stage_is_a_503_that_says_when_to_come_again(files, 
 
 
 def test_work_that_nobody_waits_for_any_more_ends(files, start):
-    url = start({"request_seconds": REQUEST_SECONDS}, decoder={"max_rows": 8})
+    url = start({"request_seconds": REQUEST_SECONDS}, decoder={"max_rows": 8, "max_ongoing_requests": 200})
     asyncio.run(ask_all(url, files, 4))  # warm
     began = time.monotonic()
-    answers = asyncio.run(ask_all(url, files, 60, SLOW))
-    assert set(answers) == {(200, None, None), (504, None, "timeout")}, Counter(answers)
-    assert time.monotonic() - began < REQUEST_SECONDS + 10
+    answers = asyncio.run(ask_all(url, files, MANY, SLOW))
+    assert set(answers) <= {(200, None, None), (504, None, "timeout")}, Counter(answers)
+    assert answers.count((504, None, "timeout")) > 20, "many must be given up for this to show anything"
+    assert time.monotonic() - began < 3 * REQUEST_SECONDS + 10
     wait_until_nothing_is_left(2)
 
-    answers = asyncio.run(ask_all(url, files, 60, SLOW, leave_after_seconds=0.7))
+    answers = asyncio.run(ask_all(url, files, MANY, SLOW, leave_after_seconds=0.7))
     assert answers.count(None) > 20, "most must still be waiting for this to show anything"
     wait_until_nothing_is_left(2)
     assert asyncio.run(ask_all(url, files, 1)) == [(200, None, None)]
