@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 from urllib.parse import urlencode
 
@@ -49,6 +50,7 @@ def request_bytes(case: Case, host: str, *more_headers: tuple[str, str]) -> byte
     return "\r\n".join(lines).encode("latin-1") + case.content
 
 
+@cache
 def hostile_requests(urls_enabled: bool = False) -> list[Case]:
     """All cases for a server with the default limits; with keys, a good one must be added to each.
 
