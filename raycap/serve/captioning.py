@@ -135,11 +135,11 @@ class Decoder:
             written = await self._search(loaded.loop, encoded, task, on_text)
         else:
             written = await self._rerank(loaded.loop, loaded.reranker, encoded, task)
+        num_given = len(decoder.prompt_ids(task.decoding.prompt))
         attention = None
         if task.explain:
-            best_ids = written[0].token_ids
-            attention = await loaded.loop.between_steps(lambda: explain(decoder, encoded.image_embeds, best_ids))
-        num_given = len(decoder.prompt_ids(task.decoding.prompt))
+            best_ids, embeds = written[0].token_ids, encoded.image_embeds
+            attention = await loaded.loop.between_steps(lambda: explain(decoder, embeds, best_ids, num_given))
         return Captioned(
             captions=[caption.text for caption in written],
             log_probabilities=[caption.log_probability for caption in written],

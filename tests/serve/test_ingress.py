@@ -5,13 +5,16 @@ import asyncio
 import httpx
 import pytest
 
-from raycap.serve.config import ServeArgsError
+from raycap.serve.config import CaptionArgs, ServeArgsError
 from raycap.serve.ingress import CaptionIngress
 from raycap.serve.pipeline import Captioned
 
 
 class Words:
     """A captioner that needs no image."""
+
+    async def prepare(self, weights):
+        pass
 
     async def caption(self, task):
         if "broken" in task.weights:
@@ -20,14 +23,15 @@ class Words:
 
 
 @pytest.fixture
-def ingress():
-    # Without what serve.ingress lays around the class, which needs a replica.
-    return CaptionIngress.__bases__[0](Words())
+def routing(models):
+    return {"models": {"tiny": {"model": str(models / "demo/blip/model")}}}
 
 
 @pytest.fixture
-def routing(models):
-    return {"models": {"tiny": {"model": str(models / "demo/blip/model")}}}
+def ingress(routing, monkeypatch):
+    monkeypatch.setattr("raycap.serve.ingress.RemoteCaptioner", lambda captioner: captioner)
+    # Without what serve.ingress lays around the class, which needs a replica.
+    return CaptionIngress.__bases__[0](CaptionArgs.model_validate(routing), Words())
 
 
 def names(ingress):
@@ -64,7 +68,14 @@ def test_a_wrong_user_config_is_one_line_and_the_old_models_go_on(ingress, routi
         ),
     }
     for user_config, line in wrong.values():
-        with pytest.raises(ServeArgsError, match=line) as refused:
-            asyncio.run(ingress.reconfigure(user_config))
-        assert "\n" not in str(refused.value)
+        asyncio.run(ingress.reconfigure(user_config))
+        assert line in ingress.service.refused
+        assert "\n" not in ingress.service.refused
         assert names(ingress) == ["tiny"]
+
+
+def test_a_replica_that_never_served_says_in_one_line_why_it_cannot(ingress, routing):
+    broken = routing["models"]["tiny"] | {"version": "broken"}
+    with pytest.raises(ServeArgsError, match="models.new: gives no caption") as refused:
+        asyncio.run(ingress.reconfigure({"models": {"new": broken}}))
+    assert "\n" not in str(refused.value)

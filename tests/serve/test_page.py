@@ -1,29 +1,23 @@
 """The demo page in a headless Chromium, before a real server on loopback."""
 
-import asyncio
 import base64
-import functools
-import io
 import json
 import os
 import re
 import shutil
-import socket
 import subprocess
-import threading
-import time
+from contextlib import ExitStack
 
-import numpy as np
 import pytest
-import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from PIL import Image
+from serve.loopback import serve_on_loopback
 
-from raycap.data.images import ImageError, decode_image
-from raycap.models.blip import Decoding
+from raycap.data.images import decode_image
+from raycap.models.decoding import Decoding
 from raycap.predictor import CaptionPredictor, Refinement
+from raycap.serve.keys import KeyRing, Keys
+from raycap.serve.models import Routing
 from raycap.serve.page import mount_page
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -33,6 +27,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 in_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
 
 MAX_NEW_TOKENS = 10
+KEY = "a-visitors-s3cret-key"
 
 # What the page cannot know is recorded where it happens: what is sent, and each state of a live region.
 RECORDER = """
@@ -69,97 +64,6 @@ DROP = """(stage, [bytes, name]) => {
 }"""
 
 
-def make_app(models, api_key=None, names=("demo",)):
-    """The API's contract over the tiny predictor: true captions, streamed by words; maps that only tell words apart."""
-    source = str(models / "demo/blip/model")
-    refining = CaptionPredictor.from_pretrained(source, str(models / "demo/rbm/model"))
-    bare = CaptionPredictor.from_pretrained(source)
-    predictors = {name: bare if name == "bare" else refining for name in names}
-    api = FastAPI()
-    mount_page(api)
-
-    def refuse(status, message, field=None):
-        error = {"type": "refused", "message": message, "field": field, "request_id": "r-1"}
-        return JSONResponse({"error": error}, status)
-
-    def locked(request):
-        return api_key is not None and request.headers.get("authorization") != f"Bearer {api_key}"
-
-    @api.get("/v1/models")
-    async def list_models(request: Request):
-        if locked(request):
-            return refuse(401, "authorization: missing or wrong; send Authorization: Bearer KEY")
-        served = [
-            {"id": name, "refined": predictor.refiner is not None, "image_size": 32, "gate": 1.0, "passes": 1}
-            for name, predictor in predictors.items()
-        ]
-        return {"object": "list", "data": served}
-
-    @api.post("/v1/caption")
-    async def caption(request: Request):
-        if locked(request):
-            return refuse(401, "authorization: missing or wrong; send Authorization: Bearer KEY")
-        form = await request.form()
-        try:
-            image = decode_image(await form["file"].read())
-        except ImageError as error:
-            return refuse(422, f"file: {error}; send a whole JPEG, PNG or WebP file", "file")
-        beams = int(form.get("num_beams", 1))
-        if beams > 8:
-            return refuse(422, f"num_beams = {beams}: more than 8; give at most 8", "num_beams")
-        predictor = predictors[form.get("model", names[0])]
-        refinement = Refinement(gate=float(form.get("gate", 1)), passes=int(form.get("passes", 1)))
-        decoding = Decoding(
-            num_beams=beams,
-            max_new_tokens=int(form.get("max_new_tokens", MAX_NEW_TOKENS)),
-            prompt=form.get("prompt", ""),
-        )
-        (text,) = await asyncio.to_thread(predictor.caption, [image], decoding, refinement)
-        words = text.split()
-        looked = text.removeprefix(decoding.prompt).split()
-        maps = [png_url(heat(index)) for index in range(len(looked))]
-        answer = {
-            "id": "c-1",
-            "caption": text,
-            "captions": [{"text": text, "log_probability": -3.0}],
-            "model": form.get("model", names[0]),
-            "model_version": "0123456789abcdef",
-            "refinement": refinement.model_dump() if predictor.refiner is not None else None,
-            "finish_reason": "length",
-            "usage": {"completion_tokens": len(words)},
-            "attention": {"words": looked, "maps": maps, "figure": maps[0]} if form.get("explain") == "true" else None,
-        }
-
-        if form.get("stream") != "true":
-            return answer
-
-        async def events():
-            for index, word in enumerate(words if beams == 1 else []):
-                yield f"data: {json.dumps({'delta': ' ' * bool(index) + word})}\n\n"
-                await asyncio.sleep(0.02)
-            yield f"data: {json.dumps(answer)}\n\ndata: [DONE]\n\n"
-
-        return StreamingResponse(
-            events(), media_type="text/event-stream", headers={"Server-Timing": "encode;dur=4.2, refine;dur=1"}
-        )
-
-    return api
-
-
-def heat(index):
-    """(4, 4, 4) uint8, the one bright patch differs by word."""
-    pixels = np.zeros((4, 4, 4), dtype=np.uint8)
-    pixels[..., :] = (20, 20, 60, 90)
-    pixels[index // 4 % 4, index % 4] = (255, 120, 0, 190)
-    return pixels
-
-
-def png_url(pixels):
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
 @pytest.fixture(scope="module")
 def picture(models, files):
     """A file whose captions have several words, which of random weights not every one has."""
@@ -170,33 +74,28 @@ def picture(models, files):
 
 
 @pytest.fixture(scope="module")
-def app(models):
-    """The app to visit: a function of ``api_key`` and ``names``."""
-    return functools.partial(make_app, models)
-
-
-@pytest.fixture(scope="module")
-def serve(app):
-    """Starts a server on loopback and gives its address; the same arguments give the same server."""
+def serve(models):
+    """Starts the interface on loopback, around all stages, and gives its address; the same arguments give the same."""
+    model = {"model": str(models / "demo/blip/model"), "decoding": {"max_new_tokens": MAX_NEW_TOKENS}}
+    refined = model | {"rbm": str(models / "demo/rbm/model")}
     running = {}
+    with ExitStack() as servers:
 
-    def start(**options):
-        key = str(options)
-        if key not in running:
-            listener = socket.create_server(("127.0.0.1", 0))
-            server = uvicorn.Server(uvicorn.Config(app(**options), log_level="error"))
-            thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-            thread.start()
-            while not server.started:
-                assert thread.is_alive()
-                time.sleep(0.01)
-            running[key] = server, thread, f"http://127.0.0.1:{listener.getsockname()[1]}/"
-        return running[key][2]
+        def start(api_key=None, names=("demo",)):
+            if (api_key, names) not in running:
+                routing = {name: model | {"traffic": 0} if name == "bare" else refined for name in names}
+                keys = None if api_key is None else key_ring(api_key)
+                url = servers.enter_context(serve_on_loopback(Routing.model_validate({"models": routing}), keys=keys))
+                running[api_key, names] = f"{url}/"
+            return running[api_key, names]
 
-    yield start
-    for server, thread, _ in running.values():
-        server.should_exit = True
-        thread.join()
+        yield start
+
+
+def key_ring(key):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYCAP_TEST_KEYS", f"visitor: {key}")
+        return KeyRing(Keys(environment="RAYCAP_TEST_KEYS"))
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +249,7 @@ def test_a_bad_file_shows_the_servers_own_line(visit, picture):
     visitor.drop(b"no image", "notes.txt")
     expect(visitor.page.get_by_role("alert")).to_be_visible()
     expect(visitor.page.locator("#error-text")).to_have_text(
-        "file: the file is empty or of no known image format; send a whole JPEG, PNG or WebP file"
+        "file: the file is empty or none of JPEG, PNG, WEBP, GIF, BMP, TIFF; send a whole JPEG, PNG or WebP file"
     )
     expect(visitor.page.get_by_role("button", name="Try again")).to_be_hidden()
     expect(visitor.page.locator("#unseen")).to_be_visible()
@@ -416,24 +315,24 @@ def test_a_prompt_begins_both_captions_and_has_no_map(visit, picture):
 
 @in_browser
 def test_a_server_that_asks_for_a_key_gets_it_and_forgets_it_with_the_tab(visit, picture):
-    visitor = visit(api={"api_key": "s3cret"})
+    visitor = visit(api={"api_key": KEY})
     page = visitor.page
     key = page.get_by_label("API key")
     expect(key).to_be_focused()
-    expect(page.get_by_role("alert")).to_contain_text("send Authorization: Bearer KEY")
+    expect(page.get_by_role("alert")).to_contain_text("Authorization: Bearer KEY")
     key.fill("wrong")
     key.press("Enter")
     expect(key).to_be_focused()
     visitor.drop(picture)
-    expect(page.get_by_role("alert")).to_contain_text("missing or wrong")
-    key.fill("s3cret")
+    expect(page.get_by_role("alert")).to_contain_text("unknown key")
+    key.fill(KEY)
     key.press("Enter")
     expect(key).to_be_hidden()
     visitor.settled()
     assert page.evaluate("() => localStorage.length") == 0
     command = page.locator("#curl").text_content()
     assert "$RAYCAP_API_KEY" in command
-    assert "s3cret" not in command
+    assert KEY not in command
     assert "key" not in visit().page.locator("#curl").text_content().lower(), "where none is asked for"
 
 

@@ -130,6 +130,9 @@ def test_attention_is_of_each_word(files, served):
     sums = answer.attention.maps.sum((1, 2))
     assert (sums > 0).all()
     assert (sums <= 1 + 1e-5).all()
+    (prompted,) = run([task_of(files[0], served(), explain=True, decoding=Decoding(prompt="a red", max_new_tokens=8))])
+    words = prompted.attention.words
+    assert prompted.captions[0] == " ".join(["a red", *words]), "words that were given were not looked for"
 
 
 def test_re_ranked_captions_are_the_predictor_s(models, files, served, predicted):

@@ -174,6 +174,7 @@ async def _response(answer: Answer, plan: Plan, response_id: str) -> CaptionResp
         refinement=RefinementUsed(gate=plan.refinement.gate, passes=plan.refinement.passes),
         finish_reason="stop" if captioned.finished else "length",
         usage=Usage(completion_tokens=captioned.num_tokens),
+        timing_ms={stage: round(1000 * seconds, 2) for stage, seconds in captioned.seconds.items()},
         attention=pictures,
     )
 

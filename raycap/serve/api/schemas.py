@@ -80,6 +80,10 @@ class CaptionResponse(Config):
     """Of the best caption: whether it ended by itself, or at max_new_tokens."""
 
     usage: Usage
+
+    timing_ms: dict[str, float]
+    """What each stage took; nothing for an answer that was there already."""
+
     attention: AttentionPictures | None = None
 
 

@@ -29,7 +29,6 @@ export async function* caption(file, fields, key, signal) {
   body.append("file", file, file.name);
   for (const [name, value] of Object.entries({ ...fields, stream: "true" })) body.append(name, value);
   const response = await ask("v1/caption", { method: "POST", body, headers: authorization(key), signal });
-  const stages = readTimings(response.headers.get("Server-Timing"));
   let whole = false;
   for await (const data of serverSentEvents(response.body)) {
     if (data === "[DONE]") break;
@@ -38,7 +37,7 @@ export async function* caption(file, fields, key, signal) {
     if (event.delta !== undefined) yield event;
     else {
       whole = true;
-      yield { answer: event, stages };
+      yield { answer: event, stages: Object.entries(event.timing_ms) };
     }
   }
   if (!whole) throw cutOff();
@@ -94,8 +93,3 @@ async function* serverSentEvents(stream) {
 }
 
 const cutOff = () => new ApiError(0, { message: "The connection ended before the caption was whole; try again." });
-
-/** `encode;dur=12.3, decode;dur=40` to [["encode", 12.3], ["decode", 40]]. */
-function readTimings(header) {
-  return [...(header ?? "").matchAll(/([\w-]+)[^,]*?;\s*dur=([\d.]+)/g)].map(([, stage, ms]) => [stage, Number(ms)]);
-}
