@@ -1,12 +1,12 @@
-"""Captions under steady load for long: latency by the minute, memory, and what is seen of killed replicas and a node.
+"""Captions under steady load for long: latency by the minute, memory, and what is seen of killed replicas.
 
     python benchmarks/chaos.py [--seconds 600] [--load 0.8] [--faults] [--clients 16]
 
-Starts a cluster of two nodes on this machine, with two replicas of encoder, refiner, decoder and ingress and tiny
+Starts a cluster on this machine, with two replicas of encoder, refiner, decoder and ingress and tiny
 models; measures how many captions per second it gives at most; then asks for a share of
 that, at a fixed rate, for the time given. Without --faults memory is watched: the resident memory of all replicas and
 proxies, every 5 s, and the slope of a line through it after the first fifth. With --faults a replica of each
-stage in turn is killed every 15 s, and the second node in the end. Every caption is compared with the
+stage in turn is killed every 15 s. Every caption is compared with the
 predictor's. Exits with 1 where one is wrong, where an error is no invitation to ask again, or where memory grows faster
 than --max-growth. The last line is one JSON object.
 """
@@ -29,7 +29,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from serve.faults import STAGES, Fault, check, inflict, kill_node, kill_replica, on_two_nodes, saturation
+from serve.faults import STAGES, Fault, check, in_pairs, inflict, kill_replica, saturation
 from serve.load import Load, LoadResult
 from serve.local_cluster import LocalCluster, wait_until
 from serve.tiny_models import Served, make_files, make_models
@@ -45,8 +45,7 @@ def main() -> None:
     files = make_files()
     with tempfile.TemporaryDirectory() as directory, LocalCluster() as cluster:
         model = Served.of(make_models(Path(directory)), files)
-        node = cluster.add_node()
-        cluster.deploy(on_two_nodes(model))
+        cluster.deploy(in_pairs(model))
         cluster.wait_until_running(300)
         most = saturation(cluster.url, files, arguments.clients, seconds=arguments.warm_seconds)
         rate = arguments.load * most
@@ -56,7 +55,7 @@ def main() -> None:
         began_at = time.monotonic()
         with memory, Load(cluster.url, files, arguments.clients, rate=rate) as load:
             if arguments.faults:
-                faults = _kill_in_turn(cluster, node, load, rate, began_at + arguments.seconds)
+                faults = _kill_in_turn(cluster, load, rate, began_at + arguments.seconds)
             time.sleep(max(0.0, began_at + arguments.seconds - time.monotonic()))
     result = {
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -107,13 +106,12 @@ class Memory:
         return float(np.polyfit((at - at[0]) / 60, num_bytes / MIB, 1)[0])
 
 
-def _kill_in_turn(cluster: LocalCluster, node: Any, load: Load, rate: float, until: float) -> list[Fault]:
+def _kill_in_turn(cluster: LocalCluster, load: Load, rate: float, until: float) -> list[Fault]:
     faults: list[Fault] = []
     time.sleep(5)
     while True:
         for stage in STAGES:
-            if time.monotonic() + 2 * _BETWEEN_FAULTS_SECONDS > until and len(faults) >= len(STAGES):
-                faults.append(inflict("node", load, kill_node(node), rate, _PATIENCE_SECONDS))
+            if time.monotonic() > until:
                 return faults
             faults.append(inflict(stage, load, kill_replica(cluster, stage), rate, _PATIENCE_SECONDS))
             print(json.dumps(faults[-1].as_json()), flush=True)
@@ -146,7 +144,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--load", type=float, default=0.8, help="share of what was measured as the most")
     parser.add_argument("--clients", type=int, default=16, help="requests at once, at most")
     parser.add_argument("--warm-seconds", type=float, default=15, help="of measuring the most")
-    parser.add_argument("--faults", action="store_true", help="kill replicas in turn, and a node in the end")
+    parser.add_argument("--faults", action="store_true", help="kill replicas of each stage in turn")
     parser.add_argument(
         "--max-growth", type=float, default=4.0, help="of memory, MiB per minute, all replicas together"
     )

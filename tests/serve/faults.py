@@ -1,16 +1,15 @@
-"""Replicas and nodes killed under load, and how the service comes through; for tests and for benchmarks."""
+"""Replicas killed under load, and how the service comes through; for tests and for benchmarks."""
 
 import itertools
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from serve.load import Load, LoadResult
-from serve.local_cluster import LocalCluster, disaggregated, kill_tree
+from serve.local_cluster import LocalCluster, disaggregated
 from serve.tiny_models import Served
 
 STAGES = ("encoder", "refiner", "decoder", "ingress")
@@ -38,8 +37,8 @@ class Fault:
         return {name: round(v, 2) if isinstance(v, float) else v for name, v in asdict(self).items()}
 
 
-def on_two_nodes(model: Served) -> dict[str, Any]:
-    """Two replicas of each stage, one on each node."""
+def in_pairs(model: Served) -> dict[str, Any]:
+    """Two replicas of each stage."""
     return disaggregated(
         model.values,
         encoder={"num_replicas": 2},
@@ -47,7 +46,6 @@ def on_two_nodes(model: Served) -> dict[str, Any]:
         decoder={"num_replicas": 2},
         ingress={"num_replicas": 2, "max_ongoing_requests": 64},
         limits={"request_seconds": REQUEST_SECONDS},
-        deployments=[{"name": name, "max_replicas_per_node": 1} for name in STAGES],
     )
 
 
@@ -63,10 +61,6 @@ def kill_replica(cluster: LocalCluster, stage: str) -> Callable[[], None]:
     """A function that kills one replica of a stage; found before, so that the time counts from the kill."""
     pid = min(cluster.replicas()[stage])
     return lambda: os.kill(pid, signal.SIGKILL)
-
-
-def kill_node(node: "subprocess.Popen[bytes]") -> Callable[[], None]:
-    return lambda: kill_tree(node)
 
 
 def inflict(name: str, load: Load, fault: Callable[[], None], rate: float, patience_seconds: float) -> Fault:

@@ -1,4 +1,4 @@
-"""A Ray cluster of one or two nodes on this machine, as `ray start` and `serve deploy` make it, with parts that can be
+"""A Ray cluster on this machine, as `ray start` and `serve deploy` make it, with parts that can be
 killed."""
 
 import json
@@ -64,25 +64,17 @@ class LocalCluster:
         wait_until(lambda: _get(f"{self.dashboard}/api/version") is not None, 90, self.log)
         return self
 
-    def add_node(self, num_cpus: int = 4) -> subprocess.Popen[bytes]:
-        """A second raylet, whose death is a node's."""
-        before = self._num_alive()
-        node = self._start_node([f"--address={HOST}:{self.ray_port}", f"--num-cpus={num_cpus}"])
-        wait_until(lambda: self._num_alive() == before + 1, 90, self.log)
-        return node
-
-    def _num_alive(self) -> int:
-        nodes = _get(f"{self.dashboard}/api/v0/nodes") or {}
-        found = nodes.get("data", {}).get("result", {}).get("result", [])
-        return sum(node["state"] == "ALIVE" for node in found)
-
     def _start_node(self, options: list[str]) -> subprocess.Popen[bytes]:
         command = [*_script("ray"), "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000"]
-        # Any free port: two nodes of one machine would want the same of the default range.
+        # Any free port: other clusters of this machine want the same of the default range.
         command += [f"--node-ip-address={HOST}", "--min-worker-port=0", "--max-worker-port=0", *options]
         with (self.directory / f"node-{len(self.nodes)}.log").open("w") as log:
             node = subprocess.Popen(
-                command, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         self.nodes.append(node)
         return node
