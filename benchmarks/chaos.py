@@ -70,7 +70,7 @@ def main() -> None:
         "growth_mib_per_minute": round(memory.growth_mib_per_minute(), 2),
         "faults": [fault.as_json() for fault in faults],
     }
-    failure = _failure(load.result, model, result, None if arguments.faults else arguments.max_growth)
+    failure = _failure(load.result, model, faults, result, None if arguments.faults else arguments.max_growth)
     result["failure"] = failure
     print(json.dumps(result))
     sys.exit(failure is not None)
@@ -128,9 +128,11 @@ def _by_minute(result: LoadResult, began_at: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _failure(result: LoadResult, model: Served, summary: dict[str, Any], max_growth: float | None) -> str | None:
+def _failure(
+    result: LoadResult, model: Served, faults: list[Fault], summary: dict[str, Any], max_growth: float | None
+) -> str | None:
     try:
-        check(result, model)
+        check(result, model, faults)
     except AssertionError as error:
         return str(error)
     if max_growth is not None and not summary["growth_mib_per_minute"] <= max_growth:
