@@ -16,7 +16,7 @@ from raycap.rerank import Reranker
 from raycap.serve.config import CaptionArgs, Cpu, DeploymentOptions, Disaggregated, ServeArgsError
 from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment
 from raycap.serve.ingress import CaptionIngress
-from raycap.serve.models import ServedModel
+from raycap.serve.stages.weights import ServedModel
 
 _SHUTDOWN_MARGIN_SECONDS = 5.0
 

@@ -7,12 +7,12 @@ from ray.serve.exceptions import RayServeException
 
 from raycap.config import Config, error_lines
 from raycap.errors import UserError
-from raycap.serve.fetch import UrlFetch
-from raycap.serve.keys import Keys
-from raycap.serve.limits import Limits
-from raycap.serve.models import Routing
-from raycap.serve.rate_limit import RateLimit
-from raycap.serve.tracing import Tracing
+from raycap.serve.guard.fetch import UrlFetch
+from raycap.serve.guard.keys import Keys
+from raycap.serve.guard.limits import Limits
+from raycap.serve.guard.rate_limit import RateLimit
+from raycap.serve.stages.weights import Routing
+from raycap.serve.telemetry.tracing import Tracing
 
 
 class ServeArgsError(UserError, RayServeException):

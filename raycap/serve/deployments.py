@@ -10,14 +10,14 @@ import torch
 from ray.serve.handle import DeploymentHandle
 
 from raycap.serve.autoscaling import OWN_WORK
-from raycap.serve.captioning import Decoder
 from raycap.serve.config import CaptionerOptions, ComputeOptions, DecoderOptions, EncoderOptions, RefinerOptions
-from raycap.serve.handles import RemoteSource
-from raycap.serve.models import Routing
-from raycap.serve.pipeline import Captioned, CaptionTask, Encoded, ImageTask
-from raycap.serve.stages import Encoder, Refiner
-from raycap.serve.telemetry import Telemetry
-from raycap.serve.tracing import Tracing
+from raycap.serve.stages.captioning import Decoder
+from raycap.serve.stages.embedding import Encoder, Refiner
+from raycap.serve.stages.handles import RemoteSource
+from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
+from raycap.serve.stages.weights import Routing
+from raycap.serve.telemetry.telemetry import Telemetry
+from raycap.serve.telemetry.tracing import Tracing
 
 
 class _Deployment:

@@ -17,12 +17,12 @@ from raycap.errors import UserError
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
 from raycap.serve.config import CaptionArgs, ServeArgsError
-from raycap.serve.fetch import ImageFetcher
-from raycap.serve.handles import RemoteCaptioner
-from raycap.serve.keys import KeyRing
-from raycap.serve.models import Routing
-from raycap.serve.rate_limit import RateLimiter
-from raycap.serve.telemetry import Telemetry
+from raycap.serve.guard.fetch import ImageFetcher
+from raycap.serve.guard.keys import KeyRing
+from raycap.serve.guard.rate_limit import RateLimiter
+from raycap.serve.stages.handles import RemoteCaptioner
+from raycap.serve.stages.weights import Routing
+from raycap.serve.telemetry.telemetry import Telemetry
 
 logger = logging.getLogger("ray.serve")
 
@@ -90,7 +90,7 @@ class CaptionIngress:
         Serve would end it, and no other would come up. ``/readyz`` and the log then say why in one line.
 
         Args:
-            user_config: of :class:`raycap.serve.models.Routing`.
+            user_config: of :class:`raycap.serve.stages.weights.Routing`.
 
         Raises:
             ServeArgsError: one line, which ``serve status`` shows; of a replica that serves no model yet.

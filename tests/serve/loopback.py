@@ -13,7 +13,7 @@ from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
 from raycap.serve.config import CaptionerOptions
 from raycap.serve.deployments import CaptionerDeployment
-from raycap.serve.models import Routing
+from raycap.serve.stages.weights import Routing
 
 
 @contextmanager

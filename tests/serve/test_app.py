@@ -4,7 +4,7 @@ import pytest
 
 from raycap.serve.app import build
 from raycap.serve.config import CaptionArgs, ServeArgsError
-from raycap.serve.tracing import Tracing
+from raycap.serve.telemetry.tracing import Tracing
 
 
 def deployments(application):

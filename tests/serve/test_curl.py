@@ -13,7 +13,7 @@ import httpx
 import pytest
 from serve.loopback import serve_on_loopback
 
-from raycap.serve.models import Routing
+from raycap.serve.stages.weights import Routing
 
 README = Path(__file__).parents[2] / "README.md"
 README_URL = "http://127.0.0.1:8000"

@@ -22,8 +22,8 @@ from raycap.models.decoding import Decoding
 from raycap.predictor import CaptionPredictor
 from raycap.serve import server
 from raycap.serve.config import CaptionArgs
-from raycap.serve.fetch import ImageFetcher, UrlFetch
-from raycap.serve.models import Routing
+from raycap.serve.guard.fetch import ImageFetcher, UrlFetch
+from raycap.serve.stages.weights import Routing
 
 KEY = "a-good-key-of-this-test-only"
 GOOD_KEY = ("Authorization", f"Bearer {KEY}")

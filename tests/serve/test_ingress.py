@@ -7,7 +7,7 @@ import pytest
 
 from raycap.serve.config import CaptionArgs, ServeArgsError
 from raycap.serve.ingress import CaptionIngress
-from raycap.serve.pipeline import Captioned
+from raycap.serve.stages.pipeline import Captioned
 
 
 class Words:

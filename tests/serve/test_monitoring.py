@@ -9,7 +9,7 @@ import pytest
 import ray
 import yaml
 
-from raycap.serve.metrics import ALL
+from raycap.serve.telemetry.metrics import ALL
 
 FOLDER = Path(__file__).parents[2] / "infra/monitoring"
 SERVE_LABELS = {"application", "deployment", "replica"}

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
 from serve.loopback import serve_on_loopback
 
-from raycap.serve.limits import Limits
-from raycap.serve.models import Routing
+from raycap.serve.guard.limits import Limits
+from raycap.serve.stages.weights import Routing
 
 PNG = hostile_images.good("PNG")
 IMAGES = [base64.b64encode(PNG).decode(), f"data:image/png;base64,{base64.b64encode(PNG).decode()}"]

@@ -16,9 +16,9 @@ from serve.loopback import serve_on_loopback
 from raycap.data.images import decode_image
 from raycap.models.decoding import Decoding
 from raycap.predictor import CaptionPredictor, Refinement
-from raycap.serve.keys import KeyRing, Keys
-from raycap.serve.models import Routing
+from raycap.serve.guard.keys import KeyRing, Keys
 from raycap.serve.page import mount_page
+from raycap.serve.stages.weights import Routing
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect

@@ -1,1 +1,1 @@
-"""The HTTP interface, around any :class:`raycap.serve.pipeline.Captioner`; it needs no Ray cluster."""
+"""The HTTP interface, around any :class:`raycap.serve.stages.pipeline.Captioner`; it needs no Ray cluster."""

@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 
 from raycap.serve.api.images import ImageInput, base64_bytes, image_too_large
 from raycap.serve.errors import RequestError
-from raycap.serve.limits import Limits
+from raycap.serve.guard.limits import Limits
 
 # Room for what surrounds the image in a body: part headers, braces, options, a data URL's head.
 _ENVELOPE_BYTES = 16 * 1024

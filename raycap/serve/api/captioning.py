@@ -12,8 +12,8 @@ from raycap.serve.api.images import ImageInput
 from raycap.serve.api.options import Plan
 from raycap.serve.api.record import RequestRecord
 from raycap.serve.api.service import Service
-from raycap.serve.metrics import CACHE, STAGE_SECONDS
-from raycap.serve.pipeline import Captioned, CaptionTask
+from raycap.serve.stages.pipeline import Captioned, CaptionTask
+from raycap.serve.telemetry.metrics import CACHE, STAGE_SECONDS
 
 # Of an answer in the cache beside its texts: the objects themselves.
 _ENTRY_BYTES = 2048

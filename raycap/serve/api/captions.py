@@ -40,7 +40,7 @@ from raycap.serve.api.schemas import (
 from raycap.serve.api.service import Service
 from raycap.serve.api.sse import stream_events
 from raycap.serve.errors import RequestError
-from raycap.serve.limits import Limits
+from raycap.serve.guard.limits import Limits
 
 
 def caption_routes(service: Service) -> APIRouter:

@@ -18,7 +18,7 @@ from raycap.serve.api.options import Plan, make_plan
 from raycap.serve.api.patience import unless_gone, within_deadline
 from raycap.serve.api.service import Service
 from raycap.serve.api.sse import stream_events
-from raycap.serve.pipeline import Captioned
+from raycap.serve.stages.pipeline import Captioned
 
 
 def chat_routes(service: Service) -> APIRouter:

@@ -22,8 +22,8 @@ from raycap.serve.api.record import RequestRecord
 from raycap.serve.api.served import ReadyModel
 from raycap.serve.api.service import Service
 from raycap.serve.errors import RequestError
-from raycap.serve.metrics import STAGE_SECONDS
-from raycap.serve.pipeline import Encoded, ImageTask, version_name
+from raycap.serve.stages.pipeline import Encoded, ImageTask, version_name
+from raycap.serve.telemetry.metrics import STAGE_SECONDS
 
 _POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda embeds: embeds.mean(0),

@@ -12,7 +12,7 @@ import numpy as np
 
 from raycap.data.images import ImageError, decode_image, resize_image
 from raycap.serve.errors import RequestError
-from raycap.serve.limits import Limits
+from raycap.serve.guard.limits import Limits
 
 FetchUrl = Callable[[str, int], Awaitable[bytes]]
 """From a URL and the most bytes to the bytes behind it, or a RequestError."""

@@ -10,8 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from raycap.serve.api.errors import answer_error
 from raycap.serve.api.record import RequestRecord
 from raycap.serve.errors import RequestError
-from raycap.serve.limits import Limits
-from raycap.serve.telemetry import EndedRequest, Telemetry
+from raycap.serve.guard.limits import Limits
+from raycap.serve.telemetry.telemetry import EndedRequest, Telemetry
 
 logger = logging.getLogger("ray.serve")
 

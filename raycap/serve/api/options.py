@@ -12,7 +12,7 @@ from raycap.models.blip import Decoding
 from raycap.predictor import Refinement
 from raycap.serve.api.served import ReadyModel
 from raycap.serve.errors import RequestError
-from raycap.serve.limits import Limits
+from raycap.serve.guard.limits import Limits
 
 
 class RequestConfig(Config):

@@ -11,7 +11,7 @@ import numpy as np
 from raycap.errors import UserError
 from raycap.serve.api.served import ReadyModel
 from raycap.serve.errors import Overloaded, RequestError
-from raycap.serve.pipeline import Captioner, CaptionTask
+from raycap.serve.stages.pipeline import Captioner, CaptionTask
 
 
 class Readiness:

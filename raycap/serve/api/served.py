@@ -7,7 +7,7 @@ from functools import cached_property
 
 from raycap.checkpoint import read_blip_config
 from raycap.serve.errors import RequestError
-from raycap.serve.models import Routing, ServedModel
+from raycap.serve.stages.weights import Routing, ServedModel
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,15 @@ from raycap.serve.api.images import FetchUrl, Images
 from raycap.serve.api.readiness import Readiness, try_model
 from raycap.serve.api.record import RequestRecord, record_of
 from raycap.serve.api.served import ReadyModel, Served
-from raycap.serve.cache import ByteCache
 from raycap.serve.errors import Overloaded
-from raycap.serve.keys import KeyRing
-from raycap.serve.limits import Limits
-from raycap.serve.metrics import MODELS_LOADED
-from raycap.serve.models import Routing
-from raycap.serve.pipeline import Captioned, Captioner
-from raycap.serve.rate_limit import RateLimiter, anonymous_name
-from raycap.serve.telemetry import Telemetry
+from raycap.serve.guard.keys import KeyRing
+from raycap.serve.guard.limits import Limits
+from raycap.serve.guard.rate_limit import RateLimiter, anonymous_name
+from raycap.serve.stages.cache import ByteCache
+from raycap.serve.stages.pipeline import Captioned, Captioner
+from raycap.serve.stages.weights import Routing
+from raycap.serve.telemetry.metrics import MODELS_LOADED
+from raycap.serve.telemetry.telemetry import Telemetry
 
 # Of a new model while the stages have too much to do, or have lost a replica.
 _PROOF_ATTEMPTS = 10

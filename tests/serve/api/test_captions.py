@@ -14,7 +14,7 @@ from raycap.models.blip import Decoding
 from raycap.predictor import CaptionPredictor, Refinement
 from raycap.serve.api.attention import draw_attention
 from raycap.serve.errors import Overloaded
-from raycap.serve.pipeline import Attention
+from raycap.serve.stages.pipeline import Attention
 
 
 def test_the_caption_is_the_predictors(api, models, png):

@@ -8,8 +8,8 @@ from raycap.rerank import Rerank
 from raycap.serve.api.options import CaptionOptions, make_plan
 from raycap.serve.api.served import ReadyModel
 from raycap.serve.errors import RequestError
-from raycap.serve.limits import Limits
-from raycap.serve.models import ServedModel
+from raycap.serve.guard.limits import Limits
+from raycap.serve.stages.weights import ServedModel
 
 
 def served(rbm="rbm", **settings):

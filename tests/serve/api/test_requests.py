@@ -9,8 +9,8 @@ import pytest
 
 from raycap.serve.api.app import make_api
 from raycap.serve.api.record import RequestRecord
-from raycap.serve.keys import KeyRing, Keys
-from raycap.serve.rate_limit import RateLimit, RateLimiter
+from raycap.serve.guard.keys import KeyRing, Keys
+from raycap.serve.guard.rate_limit import RateLimit, RateLimiter
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from raycap.errors import UserError
 from raycap.serve.api.readiness import Readiness
 from raycap.serve.api.served import Served
 from raycap.serve.errors import Overloaded
-from raycap.serve.models import Routing
+from raycap.serve.stages.weights import Routing
 
 
 def changed(routing, name, **settings):

@@ -15,9 +15,9 @@ from pydantic import Field
 from yarl import URL
 
 from raycap.config import Config
-from raycap.serve.addresses import IPAddress, is_public, parse_host
 from raycap.serve.errors import RequestError
-from raycap.serve.pinned import ForbiddenPeerError, PinnedConnector, SystemResolver
+from raycap.serve.guard.addresses import IPAddress, is_public, parse_host
+from raycap.serve.guard.pinned import ForbiddenPeerError, PinnedConnector, SystemResolver
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 

@@ -18,13 +18,13 @@ from raycap.errors import UserError
 from raycap.predictor import Refinement
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
-from raycap.serve.captioning import Decoder
 from raycap.serve.config import CaptionerOptions
-from raycap.serve.models import Routing
-from raycap.serve.pipeline import CaptionTask
-from raycap.serve.stages import Encoder, Refiner
-from raycap.serve.telemetry import Telemetry
-from raycap.serve.tracing import Tracer, Tracing
+from raycap.serve.stages.captioning import Decoder
+from raycap.serve.stages.embedding import Encoder, Refiner
+from raycap.serve.stages.pipeline import CaptionTask
+from raycap.serve.stages.weights import Routing
+from raycap.serve.telemetry.telemetry import Telemetry
+from raycap.serve.telemetry.tracing import Tracer, Tracing
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACED = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
@@ -142,8 +142,8 @@ def test_what_is_not_sampled_is_not_traced_in_any_stage(routing, files):
 def test_a_stage_in_another_process_is_part_of_the_trace(tmp_path):
     script = """if True:
         import sys
-        from raycap.serve.telemetry import Telemetry
-        from raycap.serve.tracing import Tracer, Tracing
+        from raycap.serve.telemetry.telemetry import Telemetry
+        from raycap.serve.telemetry.tracing import Tracer, Tracing
         telemetry = Telemetry(tracer=Tracer(Tracing(endpoint=sys.argv[1])))
         with telemetry.stage("encode", "id", {"traceparent": sys.argv[2]}):
             pass

@@ -11,9 +11,9 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from raycap.errors import UserError
 from raycap.serve.errors import Overloaded, RequestError
-from raycap.serve.metrics import REJECTED, REQUEST_SECONDS, REQUESTS, NoRecorder, RayRecorder, Recorder
-from raycap.serve.models import in_replica
-from raycap.serve.tracing import Tracer, Tracing, trace_of
+from raycap.serve.stages.weights import in_replica
+from raycap.serve.telemetry.metrics import REJECTED, REQUEST_SECONDS, REQUESTS, NoRecorder, RayRecorder, Recorder
+from raycap.serve.telemetry.tracing import Tracer, Tracing, trace_of
 
 logger = logging.getLogger("ray.serve")
 

@@ -8,10 +8,10 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from raycap.errors import UserError
-from raycap.serve import handles
 from raycap.serve.errors import Overloaded
-from raycap.serve.handles import RemoteCaptioner, RemoteSource
-from raycap.serve.pipeline import CaptionTask
+from raycap.serve.stages import handles
+from raycap.serve.stages.handles import RemoteCaptioner, RemoteSource
+from raycap.serve.stages.pipeline import CaptionTask
 
 
 class MadeUpHandle:

@@ -12,7 +12,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from raycap.serve.errors import Overloaded
-from raycap.serve.pipeline import Captioned, CaptionTask, Encoded, ImageTask
+from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
 
 ResultT = TypeVar("ResultT")
 
@@ -61,7 +61,7 @@ class _Stage:
 
 
 class RemoteSource(_Stage):
-    """An :class:`~raycap.serve.pipeline.EmbeddingSource` behind a handle."""
+    """An :class:`~raycap.serve.stages.pipeline.EmbeddingSource` behind a handle."""
 
     async def __call__(self, task: ImageTask) -> Encoded:
         encoded: Encoded = await self._ask("__call__", task)
@@ -69,7 +69,7 @@ class RemoteSource(_Stage):
 
 
 class RemoteCaptioner(_Stage):
-    """A :class:`~raycap.serve.pipeline.Captioner` behind a handle."""
+    """A :class:`~raycap.serve.stages.pipeline.Captioner` behind a handle."""
 
     async def caption(self, task: CaptionTask) -> Captioned:
         captioned: Captioned = await self._ask("caption", task)

@@ -8,7 +8,7 @@ import pytest
 from serve.forbidden_urls import FORBIDDEN_URLS
 
 from raycap.serve.errors import RequestError
-from raycap.serve.fetch import ImageFetcher, UrlFetch
+from raycap.serve.guard.fetch import ImageFetcher, UrlFetch
 
 BODY = b"an image, for all the fetcher knows" * 100
 

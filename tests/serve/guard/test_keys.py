@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from raycap.errors import UserError
 from raycap.serve.errors import RequestError
-from raycap.serve.keys import KeyRing, Keys
+from raycap.serve.guard.keys import KeyRing, Keys
 
 ANNA, BERT = "anna-key-0123456789", "bert-key-0123456789"
 

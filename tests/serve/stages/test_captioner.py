@@ -15,8 +15,8 @@ from raycap.predictor import Refinement
 from raycap.rerank import Rerank
 from raycap.serve.config import CaptionerOptions
 from raycap.serve.deployments import CaptionerDeployment
-from raycap.serve.models import ServedModel
-from raycap.serve.pipeline import Captioned, CaptionTask
+from raycap.serve.stages.pipeline import Captioned, CaptionTask
+from raycap.serve.stages.weights import ServedModel
 
 
 @pytest.fixture

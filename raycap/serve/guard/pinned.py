@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from raycap.serve.addresses import IPAddress
+from raycap.serve.guard.addresses import IPAddress
 
 
 class ForbiddenPeerError(Exception):

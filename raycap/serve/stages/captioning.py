@@ -16,12 +16,12 @@ from raycap.models.decoding import Decoding
 from raycap.predictor import DecoderStage, Refinement
 from raycap.rerank import Candidate, Reranker
 from raycap.serve.config import DecoderOptions
-from raycap.serve.decoding import DecodingLoop
-from raycap.serve.explain import explain
-from raycap.serve.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
-from raycap.serve.models import Weights, in_thread, resident
-from raycap.serve.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
-from raycap.serve.telemetry import Telemetry
+from raycap.serve.stages.decoding import DecodingLoop
+from raycap.serve.stages.explain import explain
+from raycap.serve.stages.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
+from raycap.serve.stages.weights import Weights, in_thread, resident
+from raycap.serve.telemetry.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
+from raycap.serve.telemetry.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Decoding:
 
 
 class Decoder:
-    """A :class:`~raycap.serve.pipeline.Captioner`.
+    """A :class:`~raycap.serve.stages.pipeline.Captioner`.
 
     Args:
         source: of the embeddings.

@@ -1,8 +1,8 @@
 import re
 import time
 
-from raycap.serve import metrics
-from raycap.serve.metrics import ALL, RayRecorder
+from raycap.serve.telemetry import metrics
+from raycap.serve.telemetry.metrics import ALL, RayRecorder
 
 
 def test_names_and_labels_are_what_ray_serve_and_prometheus_take():

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from raycap.serve.errors import RequestError
-from raycap.serve.rate_limit import RateLimit, RateLimiter, anonymous_name
+from raycap.serve.guard.rate_limit import RateLimit, RateLimiter, anonymous_name
 
 
 class Clock:

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from raycap.serve.batching import Batcher
+from raycap.serve.stages.batching import Batcher
 
 
 class Compute:

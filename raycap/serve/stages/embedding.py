@@ -13,13 +13,13 @@ import torch
 from raycap.checkpoint import load_blip, load_refiner, refiner_fingerprint
 from raycap.models.clip import ClipImageEncoder
 from raycap.predictor import EncoderStage, RefinerStage, load_clip_image_encoder
-from raycap.serve.batching import Batcher
-from raycap.serve.cache import ByteCache
 from raycap.serve.config import BatchedOptions, EncoderOptions, RefinerOptions
-from raycap.serve.metrics import BATCH_SIZE, CACHE, QUEUE_LENGTH, Recorder, timed
-from raycap.serve.models import Weights, in_thread, resident
-from raycap.serve.pipeline import EmbeddingSource, Encoded, ImageTask
-from raycap.serve.telemetry import Telemetry
+from raycap.serve.stages.batching import Batcher
+from raycap.serve.stages.cache import ByteCache
+from raycap.serve.stages.pipeline import EmbeddingSource, Encoded, ImageTask
+from raycap.serve.stages.weights import Weights, in_thread, resident
+from raycap.serve.telemetry.metrics import BATCH_SIZE, CACHE, QUEUE_LENGTH, Recorder, timed
+from raycap.serve.telemetry.telemetry import Telemetry
 
 
 @dataclass(frozen=True)

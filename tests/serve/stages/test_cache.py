@@ -1,4 +1,4 @@
-from raycap.serve.cache import ByteCache
+from raycap.serve.stages.cache import ByteCache
 
 
 def test_the_value_not_used_for_longest_makes_room():

@@ -5,7 +5,7 @@ import torch
 
 from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.caption_attention import attention_maps
-from raycap.serve.pipeline import Attention
+from raycap.serve.stages.pipeline import Attention
 
 _CONTINUES_A_WORD = "##"  # WordPiece's mark
 

@@ -5,7 +5,7 @@ from ipaddress import ip_address
 import pytest
 from serve.forbidden_urls import INNER, LOOPBACK
 
-from raycap.serve.addresses import is_public, parse_host
+from raycap.serve.guard.addresses import is_public, parse_host
 
 
 @pytest.mark.parametrize("host", [*LOOPBACK, *INNER], ids=ascii)

@@ -27,7 +27,7 @@ class ImageTask:
     """Of the image file; equal digests have equal pixels."""
 
     weights: str
-    """Key of the models to use: see :class:`raycap.serve.models.Weights`."""
+    """Key of the models to use: see :class:`raycap.serve.stages.weights.Weights`."""
 
     refinement: Refinement
 
