@@ -68,7 +68,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
     report_uri = storage.absolute(storage.join(config.output, "report.html"))
     section = Section(
         "Captioned over HTTP",
-        ("Encoder, RBM and decoder as three Ray Serve deployments; POST /v1/caption gave these captions.",),
+        ("Encoder, RBM and decoder behind Ray Serve; POST /v1/caption gave these captions.",),
         cards=tuple(cards),
     )
     write_report(report_uri, dataclasses.replace(evaluation.report, sections=(*evaluation.report.sections, section)))
