@@ -111,7 +111,7 @@ class DecoderDeployment(_Captioner):
 
     def __init__(self, options: DecoderOptions, refiner: DeploymentHandle, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = Decoder(RemoteSource(refiner), options, _one_thread(), self.telemetry)
+        self.stage = Decoder(RemoteSource(refiner), options, self.telemetry)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
@@ -131,7 +131,7 @@ class CaptionerDeployment(_Captioner):
             torch.set_num_threads(os.cpu_count() or 1)
         computes, telemetry = _one_thread(), self.telemetry
         refiner = Refiner(Encoder(options, computes, telemetry), options, computes, telemetry)
-        self.stage = Decoder(refiner, options, computes, telemetry)
+        self.stage = Decoder(refiner, options, telemetry)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         for weights in _weights_of(user_config, self.stage.options):

@@ -3,7 +3,6 @@
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from raycap.serve.config import DecoderOptions
 from raycap.serve.stages.decoding import DecodingLoop
 from raycap.serve.stages.explain import explain
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
-from raycap.serve.stages.weights import Weights, in_thread, resident
+from raycap.serve.stages.weights import Weights, resident
 from raycap.serve.telemetry.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
 from raycap.serve.telemetry.telemetry import Telemetry
 
@@ -38,7 +37,6 @@ class Decoder:
     Args:
         source: of the embeddings.
         options: how many captions at once.
-        executor: a thread that loads models.
         telemetry: told of each request.
     """
 
@@ -46,10 +44,9 @@ class Decoder:
         self,
         source: EmbeddingSource,
         options: DecoderOptions,
-        executor: Executor,
         telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
     ) -> None:
-        self.source, self.options, self.executor, self.telemetry = source, options, executor, telemetry
+        self.source, self.options, self.telemetry = source, options, telemetry
         self.models = resident(self._load, options.max_models)
         self._loops: tuple[weakref.ref[DecodingLoop], ...] = ()
         telemetry.recorder.watch(QUEUE_LENGTH, lambda: sum(loop.num_waiting for loop in self.loops), stage="decode")
@@ -95,7 +92,8 @@ class Decoder:
         return sum(loop.num_unfinished for loop in self.loops)
 
     async def _load(self, weights: Weights) -> _Decoding:
-        return await in_thread(self.executor, self._load_and_warm, weights)
+        # Not in the thread that computes: requests for other models go on meanwhile.
+        return await asyncio.to_thread(self._load_and_warm, weights)
 
     def _load_and_warm(self, weights: Weights) -> _Decoding:
         encoder, decoder = load_blip(weights.model)

@@ -1,6 +1,7 @@
 """The predictor's three stages with batches made from concurrent requests: the same objects whether each is a
 deployment of its own or all are in one replica."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from raycap.serve.config import BatchedOptions, EncoderOptions, RefinerOptions
 from raycap.serve.stages.batching import Batcher
 from raycap.serve.stages.cache import ByteCache
 from raycap.serve.stages.pipeline import EmbeddingSource, Encoded, ImageTask
-from raycap.serve.stages.weights import Weights, in_thread, resident
+from raycap.serve.stages.weights import Weights, resident
 from raycap.serve.telemetry.metrics import BATCH_SIZE, CACHE, QUEUE_LENGTH, Recorder, timed
 from raycap.serve.telemetry.telemetry import Telemetry
 
@@ -44,7 +45,7 @@ class Encoder:
         executor: Executor,
         telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
     ) -> None:
-        self.options, self.executor, self.telemetry = options, executor, telemetry
+        self.options, self.telemetry = options, telemetry
         self.cache: ByteCache[Encoded] = ByteCache(options.cache_bytes)
         self.models = resident(self._load, options.max_models)
         self.batcher = _batcher(self._encode, executor, options, telemetry.recorder, "encode")
@@ -76,7 +77,8 @@ class Encoder:
         return self.batcher.num_unfinished
 
     async def _load(self, weights: Weights) -> _Encoding:
-        return await in_thread(self.executor, self._load_and_warm, weights)
+        # Not in the thread that computes: requests for other models go on meanwhile.
+        return await asyncio.to_thread(self._load_and_warm, weights)
 
     def _load_and_warm(self, weights: Weights) -> _Encoding:
         encoder, _ = load_blip(weights.model)
@@ -126,7 +128,7 @@ class Refiner:
         executor: Executor,
         telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
     ) -> None:
-        self.source, self.options, self.executor, self.telemetry = source, options, executor, telemetry
+        self.source, self.options, self.telemetry = source, options, telemetry
         self.models = resident(self._load, options.max_models)
         self.batcher = _batcher(self._refine, executor, options, telemetry.recorder, "refine")
 
@@ -154,7 +156,8 @@ class Refiner:
         return self.batcher.num_unfinished
 
     async def _load(self, weights: Weights) -> _Refining:
-        return await in_thread(self.executor, self._load_and_warm, weights)
+        # Not in the thread that computes: requests for other models go on meanwhile.
+        return await asyncio.to_thread(self._load_and_warm, weights)
 
     def _load_and_warm(self, weights: Weights) -> _Refining:
         assert weights.rbm is not None

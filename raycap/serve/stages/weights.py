@@ -1,8 +1,6 @@
 """The models an application serves: what a request may name, and what the stages load for it."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
@@ -121,11 +119,6 @@ def resident(load: Callable[[Weights], Awaitable[LoadedT]], max_models: int) -> 
         return loaded[key]
 
     return keep
-
-
-async def in_thread(executor: Executor, function: Callable[..., LoadedT], *arguments: Any) -> LoadedT:
-    """Run where blocking does no harm."""
-    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
 
 
 def in_replica() -> bool:
