@@ -49,9 +49,7 @@ class RowSearch:
         self._rows = [list(given) for _ in range(num_captions)]
         self._log_probability = [0.0] * num_captions
         self._ended = [False] * num_captions
-        generator = torch.Generator().manual_seed(decoding.seed)
-        draws = torch.rand(num_captions, decoding.max_new_tokens, generator=generator) if decoding.do_sample else None
-        self._uniforms: list[list[float]] = [] if draws is None else draws.T.tolist()
+        self._uniforms = _uniforms(decoding, num_captions) if decoding.do_sample else []
 
     @staticmethod
     def advance(searches: Sequence[RowSearch], logits: torch.Tensor) -> None:
@@ -88,6 +86,14 @@ class RowSearch:
         self._step += 1
         self.next_ids = token_ids
         self.finished = all(self._ended) or self._step == self.decoding.max_new_tokens
+
+
+def _uniforms(decoding: Decoding, num_draws: int) -> list[list[float]]:
+    """Of each step, of each draw: from the seed, the draw's own number and the step alone."""
+    seeds = torch.randint(2**62, (num_draws,), generator=torch.Generator().manual_seed(decoding.seed)).tolist()
+    of_draws = [torch.rand(decoding.max_new_tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    numbers: list[list[float]] = torch.stack(of_draws, dim=1).tolist()
+    return numbers
 
 
 class BeamSearch:

@@ -77,6 +77,9 @@ class DecoderBatch:
             attention = layer.crossattention.self
             cache.image_keys[new] = self._split_heads(attention.key(image_embeds))
             cache.image_values[new] = self._split_heads(attention.value(image_embeds))
+            # What a mask hides is multiplied by zero: it must be a number, whatever the slot held before.
+            cache.token_keys[new] = 0
+            cache.token_values[new] = 0
         self._visible[new] = False
         self._lengths += [0] * len(image_embeds)
         self.num_slots = new.stop

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 _FEW_TOKENS = 512
+_LEAST_TEMPERATURE = 1e-4  # below it only the likeliest token is ever drawn
 
 
 def best_continuations(
@@ -43,8 +44,9 @@ def nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, to
     ordered, token_ids = logits.sort(dim=-1, descending=True, stable=True)
     # In double precision: in single, the sum over a vocabulary would be too rough to compare a draw near 1 with.
     probability = ordered.double().softmax(-1)
-    before = probability.cumsum(-1) - probability
-    return probability.masked_fill_(before >= top_p[:, None], 0.0), token_ids
+    outside = probability.cumsum(-1) - probability >= top_p[:, None]
+    outside[:, 0] = False  # the likeliest, however little is asked for
+    return probability.masked_fill_(outside, 0.0), token_ids
 
 
 def draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
@@ -57,7 +59,9 @@ def draw(logits: torch.Tensor, uniforms: torch.Tensor, temperature: torch.Tensor
         uniforms: Uniform[0, 1), (B, R).
         temperature, top_p: (B,).
     """
-    rows = (logits / temperature[:, None, None]).flatten(0, 1)  # (M, V)
+    # Bounded, and from 0 downwards: however small the temperature, nothing is infinite.
+    scale = temperature.clamp_min(_LEAST_TEMPERATURE)[:, None, None]
+    rows = ((logits - logits.amax(-1, keepdim=True)) / scale).flatten(0, 1)  # (M, V)
     top_p, places = top_p[:, None].expand_as(uniforms).flatten(), uniforms.flatten()
     # To sort a vocabulary takes as long as a layer of the decoder, and the nucleus is mostly among a few tokens.
     # In the vocabulary's order, in which a stable sort leaves tokens of equal probability.
@@ -78,5 +82,6 @@ def _invert(uniforms: torch.Tensor, probability: torch.Tensor, token_ids: torch.
     """Where (M,) uniform numbers lie in cumulative probabilities (M, V), as token ids, if these are not in order."""
     cumulative = probability.cumsum(-1)
     drawn = uniforms[:, None].double() * cumulative[:, -1:]
-    found = torch.searchsorted(cumulative, drawn, right=True)
+    # Clamped: what is no number would lie beyond the last, and on a GPU end the process's every later computation.
+    found = torch.searchsorted(cumulative, drawn, right=True).clamp_max(cumulative.shape[-1] - 1)
     return (found if token_ids is None else token_ids.gather(1, found)).squeeze(1)

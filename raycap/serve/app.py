@@ -10,9 +10,8 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from raycap.checkpoint import load_refiner, read_blip_config
+from raycap.checkpoint import load_clip, load_rbm_refiner, load_refiner, read_blip_config
 from raycap.errors import UserError
-from raycap.rerank import Reranker
 from raycap.serve.config import CaptionArgs, Cpu, DeploymentOptions, Disaggregated, ServeArgsError
 from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment
 from raycap.serve.ingress import CaptionIngress
@@ -65,5 +64,7 @@ def _look_at(model: ServedModel) -> None:
     read_blip_config(model.model)
     if model.rbm is not None:
         load_refiner(model.rbm)
-    if model.rerank is not None:
-        Reranker(model.rerank)
+    if model.rerank is not None and model.rerank.rbm is not None:
+        load_rbm_refiner(model.rerank.rbm, field="rerank.rbm")
+    if model.rerank is not None and model.rerank.clip is not None:
+        load_clip(model.rerank.clip, "rerank.clip")

@@ -227,6 +227,24 @@ class CaptionArgs(Routing):
                 f"max_rows ({decoder.max_rows}) must be at least limits.max_beams ({self.limits.max_beams}) and "
                 f"limits.max_captions ({self.limits.max_captions})"
             )
+        for name, model in self.models.items():
+            num_candidates = 1 if model.rerank is None else model.rerank.num_candidates
+            if decoder.max_rows < max(model.decoding.num_beams, num_candidates):
+                raise ValueError(
+                    f"max_rows ({decoder.max_rows}) must be at least models.{name}.decoding.num_beams "
+                    f"({model.decoding.num_beams}) and rerank.num_candidates ({num_candidates})"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _models_have_room(self) -> "CaptionArgs":
+        num_models = len({model.weights.key for model in self.models.values()})
+        for name, options in self.shape.deployments().items():
+            if options.max_models < num_models:
+                raise ValueError(
+                    f"shape.{name}.max_models ({options.max_models}) must be at least the number of models "
+                    f"({num_models}): else each request for one would load it anew"
+                )
         return self
 
     @model_validator(mode="wrap")

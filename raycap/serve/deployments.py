@@ -1,6 +1,7 @@
 """The stages as Serve deployments. Each loads the models of its ``user_config`` before it is ready, and others when
 a request first names them."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,11 @@ class _Deployment:
             torch.set_num_threads(options.torch_threads)
         self.telemetry = Telemetry.of_replica(tracing)
 
+    async def check_health(self) -> None:
+        """Serve's call: a replica whose GPU answers nothing any more, as after an error on it, is replaced."""
+        if torch.cuda.is_initialized():
+            await asyncio.to_thread(torch.cuda.synchronize)
+
     def __del__(self) -> None:
         # Serve's call as a replica stops, before its process is killed.
         self.telemetry.close()
@@ -72,7 +78,7 @@ class EncoderDeployment(_Source):
 
     def __init__(self, options: EncoderOptions, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = Encoder(options, _one_thread(), self.telemetry)
+        self.stage = Encoder(options, _one_thread(), self.telemetry, to_cpu=True)
 
 
 class RefinerDeployment(_Source):
@@ -80,7 +86,7 @@ class RefinerDeployment(_Source):
 
     def __init__(self, options: RefinerOptions, encoder: DeploymentHandle, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = Refiner(RemoteSource(encoder), options, _one_thread(), self.telemetry)
+        self.stage = Refiner(RemoteSource(encoder), options, _one_thread(), self.telemetry, to_cpu=True)
 
 
 class _Captioner(_Deployment):
@@ -115,7 +121,7 @@ class DecoderDeployment(_Captioner):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
-        return {OWN_WORK: sum(loop.num_requests for loop in self.stage.loops)}
+        return {OWN_WORK: self.stage.num_unfinished}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         for weights in _weights_of(user_config, self.stage.options):

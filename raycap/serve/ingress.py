@@ -5,6 +5,7 @@ batch, the CPU work grows with the ingress's replicas and not with those that ho
 on to the encoder is at most 442 kB (384 x 384 pixels) whatever came in.
 """
 
+import asyncio
 import logging
 from typing import Any
 
@@ -86,7 +87,7 @@ class CaptionIngress:
         """Serve's call, at the start and whenever the configuration changes: serve these models as soon as each has
         given a caption.
 
-        A replica that serves already, and is given models that it cannot, goes on with those it has: had it raised,
+        A replica that serves already, and is given models it cannot serve, goes on with those it has: had it raised,
         Serve would end it, and no other would come up. ``/readyz`` and the log then say why in one line.
 
         Args:
@@ -96,6 +97,9 @@ class CaptionIngress:
             ServeArgsError: one line, which ``serve status`` shows; of a replica that serves no model yet.
         """
         try:
+            if self.service.keys is not None:
+                # So that keys, too, change without a restart.
+                await asyncio.to_thread(self.service.keys.reload)
             await self.service.switch(parse_config(Routing, user_config, origin="user_config"))
         except UserError as error:
             if not self.service.served.models:

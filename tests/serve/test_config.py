@@ -46,6 +46,14 @@ ONE = {"m": {"model": "m"}}
             {"models": ONE, "shape": {"kind": "fused", "captioner": {"max_rows": 4}}},
             "max_rows (4) must be at least limits.max_beams (8) and limits.max_captions (8)",
         ),
+        (
+            {"models": {"m": {"model": "m", "decoding": {"num_beams": 40}}}},
+            "max_rows (32) must be at least models.m.decoding.num_beams (40)",
+        ),
+        (
+            {"models": {name: {"model": name} for name in "abc"}},
+            "shape.captioner.max_models (2) must be at least the number of models (3)",
+        ),
     ],
 )
 def test_a_bad_argument_is_one_line_from_serve_too(values, message):

@@ -79,3 +79,19 @@ def test_a_replica_that_never_served_says_in_one_line_why_it_cannot(ingress, rou
     with pytest.raises(ServeArgsError, match="models.new: gives no caption") as refused:
         asyncio.run(ingress.reconfigure({"models": {"new": broken}}))
     assert "\n" not in str(refused.value)
+
+
+def test_keys_change_with_a_new_user_config(routing, monkeypatch, tmp_path):
+    monkeypatch.setattr("raycap.serve.ingress.RemoteCaptioner", lambda captioner: captioner)
+    file = tmp_path / "keys.yaml"
+    file.write_text("someone: the-first-key-of-someone\n")
+    args = CaptionArgs.model_validate(routing | {"keys": {"file": str(file)}})
+    ingress = CaptionIngress.__bases__[0](args, Words())
+    asyncio.run(ingress.reconfigure(routing))
+    file.write_text("someone: the-second-key-of-someone\n")
+    asyncio.run(ingress.reconfigure(routing))
+    assert ingress.service.keys.identify("Bearer the-second-key-of-someone") == "someone"
+    file.write_text("someone: short\n")
+    asyncio.run(ingress.reconfigure(routing))
+    assert ingress.service.keys.identify("Bearer the-second-key-of-someone") == "someone"
+    assert "short" not in ingress.service.refused

@@ -153,6 +153,8 @@ class Decoder:
     ) -> list["_Written"]:
         on_token = None if on_text is None else _words_of(loop.decoder, task.decoding.prompt, on_text)
         captions = await loop.decode(encoded.image_embeds, task.decoding, task.num_captions, on_token)
+        if task.decoding.do_sample:  # beams come the best first, by their own measure
+            captions.sort(key=lambda caption: caption.log_probability, reverse=True)
         texts = loop.decoder.texts([caption.token_ids for caption in captions])
         return [
             _Written(text, caption.log_probability, caption.token_ids)

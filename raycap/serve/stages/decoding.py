@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.caption_search import Caption, count_rows
 from raycap.models.continuous_decoding import ContinuousDecoder, DecodingRequest
@@ -26,12 +27,9 @@ class _Request:
     image_embeds: torch.Tensor
     decoding: Decoding
     num_captions: int
+    num_rows: int
     on_token: Callable[[int], None] | None
     result: "Future[list[Caption]]" = field(default_factory=Future)
-
-    @property
-    def num_rows(self) -> int:
-        return count_rows(self.decoding, self.num_captions)
 
 
 class DecodingLoop:
@@ -68,15 +66,23 @@ class DecodingLoop:
             image_embeds: (N, D) of any float type, on any device.
             decoding: with at most ``max_rows`` rows.
             on_token: called in the event loop with each token of a search of one row, as it is found.
+
+        Raises:
+            UserError: prompt and longest caption do not fit the decoder's positions, or there are never so many rows.
         """
-        embeds = image_embeds.to(self.decoder.text_decoder.device, self.decoder.text_decoder.dtype)
+        # Here, and not where it joins others: its mistake is not theirs.
+        self.decoder.require_room(decoding)
+        num_rows = count_rows(decoding, num_captions)
+        if num_rows > self.max_rows:
+            raise UserError(f"decoding: {num_rows} captions side by side; max_rows allows {self.max_rows}, raise it")
         loop = asyncio.get_running_loop()
 
         def tell(token_id: int) -> None:
             if on_token is not None:
                 loop.call_soon_threadsafe(on_token, token_id)
 
-        request = _Request(next(self._ids), embeds, decoding, num_captions, None if on_token is None else tell)
+        told = None if on_token is None else tell
+        request = _Request(next(self._ids), image_embeds, decoding, num_captions, num_rows, told)
         self._inbox.put(lambda: self._waiting.append(request))
         try:
             return await asyncio.wrap_future(request.result)
@@ -94,11 +100,6 @@ class DecodingLoop:
         """Requests that find no free rows; any thread may ask."""
         return len(self._waiting)
 
-    @property
-    def num_requests(self) -> int:
-        """Requests that are being written or wait; any thread may ask."""
-        return len(self._active) + len(self._waiting)
-
     async def between_steps(self, function: Callable[[], ResultT]) -> ResultT:
         """Run something else that uses the decoder."""
         result: Future[ResultT] = Future()
@@ -115,7 +116,7 @@ class DecodingLoop:
 
     @property
     def num_unfinished(self) -> int:
-        """Requests in rows, or waiting for some."""
+        """Requests that are being written or wait; any thread may ask."""
         return len(self._active) + len(self._waiting)
 
     def close(self) -> None:
@@ -128,10 +129,17 @@ class DecodingLoop:
 
     def _run(self) -> None:
         while not (self._closed and not self._active and not self._waiting):
-            self._read_inbox()
-            self._admit()
-            if self._active:
-                self._step()
+            try:
+                self._read_inbox()
+                self._admit()
+                if self._active:
+                    self._step()
+            except Exception as error:
+                # Out of memory, say: those that were there are told, those to come start afresh.
+                lost, self._active = list(self._active.values()), {}
+                self._continuous = ContinuousDecoder(self.decoder, self.max_rows)
+                for request in lost:
+                    _fail(request, error)
 
     def _read_inbox(self) -> None:
         if not self._active and not self._waiting:
@@ -148,30 +156,23 @@ class DecodingLoop:
             joining.append(request)
         if not joining:
             return
-        try:
-            self._continuous.add_all(
-                [
-                    DecodingRequest(request.request_id, request.image_embeds, request.decoding, request.num_captions)
-                    for request in joining
-                ]
-            )
-        except Exception as error:
-            for request in joining:
-                _fail(request, error)
-            return
         self._active |= {request.request_id: request for request in joining}
+        weights = self.decoder.text_decoder
+        self._continuous.add_all(
+            [
+                DecodingRequest(
+                    request.request_id,
+                    # To the device in this thread: a copy waits for what the device computes.
+                    request.image_embeds.to(weights.device, weights.dtype),
+                    request.decoding,
+                    request.num_captions,
+                )
+                for request in joining
+            ]
+        )
 
     def _step(self) -> None:
-        try:
-            progress = self._continuous.step()
-        except Exception as error:
-            # Out of memory, say: those that were there are told, those to come start afresh.
-            for request in self._active.values():
-                _fail(request, error)
-            self._active.clear()
-            self._continuous = ContinuousDecoder(self.decoder, self.max_rows)
-            return
-        for of_request in progress:
+        for of_request in self._continuous.step():
             request = self._active[of_request.request_id]
             if request.on_token is not None:
                 for token_id in of_request.new_token_ids:

@@ -1,4 +1,4 @@
-"""The predictor's three stages with batches made from concurrent requests: the same objects whether each is a
+"""The predictor's encoder and refiner with batches made from concurrent requests: the same objects whether each is a
 deployment of its own or all are in one replica."""
 
 import asyncio
@@ -37,6 +37,7 @@ class Encoder:
         options: sizes of batch and cache.
         executor: one thread that computes.
         telemetry: told of each request and batch.
+        to_cpu: whether embeddings leave the process: then they leave the GPU by batches, in the thread that computes.
     """
 
     def __init__(
@@ -44,8 +45,9 @@ class Encoder:
         options: EncoderOptions,
         executor: Executor,
         telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
+        to_cpu: bool = False,
     ) -> None:
-        self.options, self.telemetry = options, telemetry
+        self.options, self.telemetry, self.to_cpu = options, telemetry, to_cpu
         self.cache: ByteCache[Encoded] = ByteCache(options.cache_bytes)
         self.models = resident(self._load, options.max_models)
         self.batcher = _batcher(self._encode, executor, options, telemetry.recorder, "encode")
@@ -97,7 +99,7 @@ class Encoder:
         pixels = np.stack(images)
         image_embeds = loaded.stage(pixels).half()
         features: Any = [None] * len(images) if loaded.clip is None else loaded.clip(pixels)
-        _finish(image_embeds)
+        image_embeds = _finish(image_embeds, self.to_cpu)
         seconds = {"encode": perf_counter() - began}
         return [
             Encoded(of_image, {"encoder": loaded.fingerprint}, of_clip, seconds, len(images))
@@ -119,6 +121,7 @@ class Refiner:
         options: size of a batch.
         executor: one thread that computes.
         telemetry: told of each request and batch.
+        to_cpu: whether embeddings leave the process: then they leave the GPU by batches, in the thread that computes.
     """
 
     def __init__(
@@ -127,8 +130,9 @@ class Refiner:
         options: RefinerOptions,
         executor: Executor,
         telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
+        to_cpu: bool = False,
     ) -> None:
-        self.source, self.options, self.telemetry = source, options, telemetry
+        self.source, self.options, self.telemetry, self.to_cpu = source, options, telemetry, to_cpu
         self.models = resident(self._load, options.max_models)
         self.batcher = _batcher(self._refine, executor, options, telemetry.recorder, "refine")
 
@@ -169,7 +173,7 @@ class Refiner:
         loaded, refinement = group
         image_embeds = torch.stack([encoded.image_embeds for encoded in batch]).to(loaded.stage.device)
         refined = loaded.stage(image_embeds, refinement)
-        _finish(refined)
+        refined = _finish(refined, self.to_cpu)
         seconds = {"refine": perf_counter() - began}
         return [
             replace(
@@ -199,7 +203,10 @@ def _batcher(
     return batcher
 
 
-def _finish(result: torch.Tensor) -> None:
+def _finish(result: torch.Tensor, to_cpu: bool) -> torch.Tensor:
     """A GPU computes on its own; its time is known, and its memory may be read by others, when it is done."""
+    if to_cpu:
+        return result.cpu()
     if result.is_cuda:
         torch.cuda.synchronize(result.device)
+    return result

@@ -110,6 +110,52 @@ def test_a_stream_given_up_stops_the_decoder(files, served):
     assert asyncio.run(begin_and_stop(task)) == (0, 0)
 
 
+def test_one_request_s_mistake_is_its_own(files, served):
+    model = served()
+    wrong = task_of(files[0], model, decoding=Decoding(max_new_tokens=500))
+    wide = task_of(files[0], model, decoding=Decoding(num_beams=40))
+    good = [task_of(file, model) for file in files]
+
+    async def ask():
+        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        tasks = (captioner.caption(task) for task in (wrong, wide, *good))
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    refused, too_wide, *answered = asyncio.run(ask())
+    assert isinstance(refused, UserError)
+    assert "max_rows allows 32" in str(too_wide)
+    assert [answer.captions[0] for answer in answered] == captions(model, files)
+
+
+def test_a_decoder_that_fails_tells_all_and_starts_afresh(files, served, monkeypatch):
+    task = task_of(files[0], served())
+
+    async def ask():
+        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        await captioner.prepare(task.weights)
+        loop = (await captioner.stage.models(task.weights)).loop
+        for broken in ("step", "add_all"):
+            with monkeypatch.context() as patch:
+                patch.setattr(loop._continuous, broken, lambda *_: 1 / 0)
+                with pytest.raises(ZeroDivisionError):
+                    await asyncio.wait_for(captioner.caption(task), 20)
+            assert loop.num_unfinished == 0
+        return await captioner.caption(task)
+
+    assert asyncio.run(ask()).captions
+
+
+def test_draws_come_the_likeliest_first_and_the_smallest_settings_draw_the_likeliest_token(files, served):
+    model = served()
+    (drawn,) = run(
+        [task_of(files[0], model, decoding=Decoding(do_sample=True, temperature=2.0, seed=3), num_captions=6)]
+    )
+    assert drawn.log_probabilities == sorted(drawn.log_probabilities, reverse=True)
+    assert len(set(drawn.captions)) > 1
+    for least in ({"top_p": 1e-50}, {"temperature": 1e-50}):
+        assert captions(model, files[:2], decoding=Decoding(do_sample=True, **least)) == captions(model, files[:2])
+
+
 def test_embeddings_before_and_after_the_rbm(models, files, served):
     from raycap.predictor import CaptionPredictor
 
