@@ -87,6 +87,18 @@ def overlapping(num_entries: int, num_bytes: int, kind: int = 7) -> bytes:
     return head + bytes(num_bytes)
 
 
+def nested(num_entries: int) -> bytes:
+    """A directory whose entries each point at another place as one more directory, of all entries from there on."""
+    # Big-endian: an entry's last two bytes are the low ones of its pointer, and the next directory's length.
+    return directory(*((0x8769, 4, 1, 8 + 12 * index) for index in range(num_entries)), order=">")
+
+
+def of_unknown_kind(num_entries: int) -> bytes:
+    """A BigTIFF directory of entries that a reader skips."""
+    entry = struct.pack("<HHQQ", 1000, 99, 1, 0)
+    return b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, num_entries) + entry * num_entries
+
+
 def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
     """A good JPEG without JFIF head, after the segments (marker, data)."""
     data = good("JPEG")
@@ -181,6 +193,8 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
         "tiff of overlapping tags": (overlapping(many, 1_000_000), UNDECODABLE),
         "tiff of overlapping rationals": (overlapping(20, 1_000_000, kind=5), UNDECODABLE),
         "tiff whose directory is itself": (directory((0x8769, 4, 1, 8)), UNDECODABLE),
+        "tiff of directories within each other": (nested(5000), UNDECODABLE),
+        "tiff of entries of an unknown kind": (of_unknown_kind(200_000), UNDECODABLE),
         "tiff without pixels": (tiff(4000, 4000, data=b""), UNDECODABLE),
         "bmp 100000 x 100000": (bmp(100_000, 100_000), OVERSIZED),
         "bmp of negative width": (bmp(-4, 4), OVERSIZED),

@@ -27,7 +27,7 @@ def declared_pixels(data: bytes) -> int:
 def trap(data: bytes) -> str | None:
     """What makes a file a trap for its reader, if anything does."""
     if data.startswith(_TIFF_MARKS):
-        return "its tags overlap" if is_overweight(data) else None
+        return "its tags overlap or are too many" if is_overweight(data) else None
     if not data.startswith(b"\xff\xd8"):
         return None
     start = data.find(b"\xff\xda")
@@ -35,7 +35,7 @@ def trap(data: bytes) -> str | None:
         return f"more than {_MAX_SCANS} scans"
     if data.count(b"Exif\0\0") > _MAX_EXIF_PARTS:
         return f"EXIF in more than {_MAX_EXIF_PARTS} parts"
-    return "its EXIF tags overlap" if any(map(is_overweight, _jpeg_directories(data))) else None
+    return "its EXIF tags overlap or are too many" if any(map(is_overweight, _jpeg_directories(data))) else None
 
 
 def _jpeg_directories(data: bytes) -> Iterator[bytes]:

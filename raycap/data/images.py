@@ -48,10 +48,10 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """
     _silence_pillow()
     try:
-        if (num_pixels := declared_pixels(data)) > max_pixels:
-            raise ImageError("oversized", f"{num_pixels} pixels declared, more than {max_pixels}")
         if reason := trap(data):
             raise ImageError("undecodable", reason)
+        if (num_pixels := declared_pixels(data)) > max_pixels:
+            raise ImageError("oversized", f"{num_pixels} pixels declared, more than {max_pixels}")
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise ImageError("oversized", f"{image.width} x {image.height} is more than {max_pixels} pixels")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from itertools import islice
 from typing import NamedTuple
 
 # TIFF 6.0, section 2; BigTIFF's types from 16 on.
@@ -46,17 +47,20 @@ def is_overweight(data: bytes) -> bool:
     for index, entry in enumerate(_entries(data)):
         if index == _MAX_ENTRIES:
             return True
-        size = entry.num_values * _TYPE_BYTES[entry.kind]
+        size = entry.num_values * _TYPE_BYTES.get(entry.kind, 0)  # of an unknown kind none is read
         if size > len(data):  # reading it fails, and costs nothing
             continue
         num_bytes += size
-        if entry.kind not in _BYTE_STRINGS:
+        if size and entry.kind not in _BYTE_STRINGS:
             num_values += entry.num_values * (_RATIONAL_VALUES if entry.kind in _RATIONALS else 1)
     return num_bytes > _FREE_BYTES + _MAX_COPIES * len(data) or num_values > _MAX_VALUES
 
 
 def tile_pixels(data: bytes) -> int:
-    """Width times height of a TIFF file's tiles, of a tag that comes twice the larger; 0 without tiles."""
+    """Width times height of a TIFF file's tiles, of a tag that comes twice the larger; 0 without tiles.
+
+    Of an overweight file only the first entries are looked at.
+    """
     sides = dict.fromkeys(_TILE_SIDES, 0)
     for entry in _entries(data):
         if entry.tag in sides:
@@ -66,7 +70,15 @@ def tile_pixels(data: bytes) -> int:
 
 
 def _entries(data: bytes) -> Iterator[_Entry]:
-    """Of the first directory and those below it."""
+    """Of the first directory and those below it; of more than ``_MAX_ENTRIES``, one more than that.
+
+    Those of an unknown kind among them, with no value: a reader steps over each, and so does this walk.
+    """
+    # Bounded here, for whoever walks: every byte may begin a directory, each with entries for all others.
+    return islice(_all_entries(data), _MAX_ENTRIES + 1)
+
+
+def _all_entries(data: bytes) -> Iterator[_Entry]:
     if len(data) < 16 or data[:2] not in (b"II", b"MM"):
         return
     order = "<" if data[:2] == b"II" else ">"
@@ -87,6 +99,7 @@ def _entries(data: bytes) -> Iterator[_Entry]:
                 break
             tag, kind, count, raw = entry_format.unpack_from(data, place)
             if kind not in _TYPE_BYTES:
+                yield _Entry(tag, kind, count, 0)
                 continue
             unit = _TYPE_BYTES[kind]
             code = {1: "B", 2: "H", 4: "L"}.get(unit, offset) if unit * count <= inline else offset

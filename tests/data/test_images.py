@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from raycap.data.images import ImageError, decode_image, resize_image
-from raycap.data.tiff_directory import is_overweight
+from raycap.data.tiff_directory import is_overweight, tile_pixels
 
 
 def encode(image, file_format, **options):
@@ -185,6 +185,19 @@ def test_a_tiff_of_many_strips_or_small_tiles_passes(order):
     assert decode_image(encode(noise(300, 5000), "TIFF", tiffinfo={278: 1})).size == (300, 5000)
     table = hostile_images.directory((273, 4, 100_000, 8), (324, 4, 400_000, 8), order=order)
     assert not is_overweight(table + bytes(2_000_000))
+
+
+@pytest.mark.parametrize("data", [hostile_images.nested(5000), hostile_images.of_unknown_kind(200_000)])
+def test_no_more_entries_are_looked_at_than_a_photo_may_have(data):
+    start = time.process_time()
+    assert is_overweight(data)
+    tile_pixels(data)
+    assert time.process_time() - start < 0.2
+
+
+def test_entries_of_an_unknown_kind_give_no_tile():
+    table = hostile_images.directory((322, 99, 1, 1 << 20), (323, 99, 1, 1 << 20), (322, 4, 1, 16), (323, 4, 1, 32))
+    assert tile_pixels(table) == 16 * 32
 
 
 def test_pillow_is_silenced_once_and_for_no_others():
