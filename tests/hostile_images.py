@@ -99,6 +99,12 @@ def of_unknown_kind(num_entries: int) -> bytes:
     return b"II+\0" + struct.pack("<HHQQ", 8, 0, 16, num_entries) + entry * num_entries
 
 
+def jpeg_of_picture_indexes(num_indexes: int) -> bytes:
+    """A JPEG of multi-picture indexes, each of which holds all that follow it in the next 64 kB."""
+    data = good("JPEG")
+    return data[:2] + b"\xff\xe2\xff\xffMPF\0II*\0\x08\0\0\0\xff\xff" * num_indexes + data[2:]
+
+
 def jpeg_with(*segments: tuple[int, bytes]) -> bytes:
     """A good JPEG without JFIF head, after the segments (marker, data)."""
     data = good("JPEG")
@@ -209,4 +215,5 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
             jpeg_with((0xE2, b"MPF\0" + overlapping(3000, 29_000))),
             UNDECODABLE,
         ),
+        "jpeg with a thousand picture indexes": (jpeg_of_picture_indexes(1000), UNDECODABLE),
     }  # fmt: skip

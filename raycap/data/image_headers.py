@@ -10,6 +10,8 @@ from raycap.data.tiff_directory import is_overweight, tile_pixels
 # A photo has about ten scans; each goes over all pixels again, however few bytes it has.
 _MAX_SCANS = 100
 _MAX_EXIF_PARTS = 32
+# Each picture of a file has one.
+_MAX_PICTURE_INDEXES = 32
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"MM*\0", b"II\0*")
 
 
@@ -35,6 +37,8 @@ def trap(data: bytes) -> str | None:
         return f"more than {_MAX_SCANS} scans"
     if data.count(b"Exif\0\0") > _MAX_EXIF_PARTS:
         return f"EXIF in more than {_MAX_EXIF_PARTS} parts"
+    if data.count(b"MPF\0") > _MAX_PICTURE_INDEXES:
+        return f"more than {_MAX_PICTURE_INDEXES} multi-picture indexes"
     return "its EXIF tags overlap or are too many" if any(map(is_overweight, _jpeg_directories(data))) else None
 
 

@@ -200,6 +200,13 @@ def test_entries_of_an_unknown_kind_give_no_tile():
     assert tile_pixels(table) == 16 * 32
 
 
+def test_a_jpeg_of_a_few_pictures_and_their_indexes_passes():
+    index = (0xE2, b"MPF\0" + hostile_images.directory((0xB000, 7, 4, 0)))
+    assert decode_image(hostile_images.jpeg_with(*[index] * 8)).size == (24, 16)
+    with pytest.raises(ImageError, match="more than 32 multi-picture indexes"):
+        decode_image(hostile_images.jpeg_with(*[index] * 33))
+
+
 def test_pillow_is_silenced_once_and_for_no_others():
     decode_image(encode(noise(), "PNG"))
     before = list(warnings.filters)
