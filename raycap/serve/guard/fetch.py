@@ -156,14 +156,17 @@ class ImageFetcher:
             host = str(parse_host(host_text))
         except ValueError:  # UnicodeError too
             raise _RefusedError("its host is neither a name nor an address") from None
-        suffixes = self._config.allowed_hosts
-        if suffixes is not None and not any(f".{host}".endswith(f".{suffix.lower()}") for suffix in suffixes):
-            raise _RefusedError("its host is not one that the operator allows")
         netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        return URL(f"{parts.scheme}://{netloc}{path or '/'}{'?' if query else ''}{query}", encoded=True)
+        hop = URL(f"{parts.scheme}://{netloc}{path or '/'}{'?' if query else ''}{query}", encoded=True)
+        suffixes = self._config.allowed_hosts
+        if suffixes is not None and not any(f".{hop.raw_host}".endswith(f".{suffix.lower()}") for suffix in suffixes):
+            raise _RefusedError("its host is not one that the operator allows")
+        return hop
 
     async def _addresses(self, hop: URL) -> list[IPAddress]:
-        host, port = hop.host, hop.port
+        # Not ``host``, which is decoded: the system's resolver would encode it anew, by an older standard, to
+        # another name than the one that was allowed.
+        host, port = hop.raw_host, hop.port
         assert host is not None  # _check put them there
         assert port is not None
         try:

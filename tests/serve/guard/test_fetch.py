@@ -288,6 +288,22 @@ def test_only_hosts_that_the_operator_names_are_asked(host, allowed):
     assert (result == BODY, len(requests)) == (allowed, int(allowed))
 
 
+def test_a_name_is_resolved_and_asked_as_the_allow_list_has_it():
+    resolved = []
+
+    async def resolve(host, port):
+        resolved.append(host.encode("idna").decode())  # as getaddrinfo does with whatever it is given
+        return ["127.0.0.1"]
+
+    # To IDNA 2003, which encodes it on the way, the decoded name would be strasse.de: another host.
+    name = "xn--strae-oqa.de"
+    body, [request] = fetch({"/": sized()}, f"http://{name}:PORT/", resolve=resolve, allowed_hosts=(name,))
+    assert (body, resolved) == (BODY, [name])
+    assert f"Host: {name}:" in request
+    error, requests = fetch({}, f"http://{name}:PORT/", resolve=resolve, allowed_hosts=("strasse.de",))
+    assert (answered(error), requests, resolved) == ((400, "url_refused"), [], [name])
+
+
 def test_proxies_of_the_environment_are_not_asked(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.2:1")
