@@ -17,8 +17,11 @@ from raycap.serve.guard.limits import Limits
 FetchUrl = Callable[[str, int], Awaitable[bytes]]
 """From a URL and the most bytes to the bytes behind it, or a RequestError."""
 
-# More than the cores: a thread whose image takes too long cannot be stopped, and must not stop the others.
-_NUM_THREADS = (os.cpu_count() or 1) + 2
+# A thread whose image takes too long cannot be stopped, and must not stop the others.
+_SPARE_THREADS = 2
+# Every replica has its own, wherever it runs and however little it reserves: they must not crowd out the
+# models beside it, and each holds up to a few hundred megabytes of pixels.
+_MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,9 @@ class Images:
 
     def __init__(self, limits: Limits, fetch: FetchUrl | None = None) -> None:
         self.limits, self.fetch = limits, fetch
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="raycap-decode")
-        self._free = asyncio.Semaphore(_NUM_THREADS)
+        num_threads = min(_num_cores() + _SPARE_THREADS, _MAX_THREADS)
+        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="raycap-decode")
+        self._free = asyncio.Semaphore(num_threads)
 
     async def read(self, image: ImageInput) -> bytes:
         """The image file.
@@ -104,6 +108,11 @@ class Images:
         except RequestError as error:
             error.field = field
             raise
+
+
+def _num_cores() -> int:
+    """Those this process may run on; where a system does not tell them, the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def base64_bytes(num_bytes: int) -> int:
