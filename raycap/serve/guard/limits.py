@@ -31,7 +31,11 @@ class Limits(Config):
     """How long a request may take in all; then its work is cancelled in every stage."""
 
     max_new_tokens: int = Field(default=64, ge=1)
+    """Of a caption, beyond its prompt."""
+
     max_beams: int = Field(default=8, ge=1)
+    """Of a beam search."""
+
     max_captions: int = Field(default=8, ge=1)
     """Of one image."""
 
@@ -39,3 +43,4 @@ class Limits(Config):
     """Through the RBM."""
 
     max_prompt_characters: int = Field(default=200, ge=0)
+    """Of the text that a caption continues; 0 refuses all prompts but the empty one."""
