@@ -1,9 +1,10 @@
 """The models an application serves: what a request may name, and what the stages load for it."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from ray import serve
 from ray.serve.exceptions import RayServeException
 
@@ -17,6 +18,9 @@ from raycap.predictor import Refinement
 from raycap.rerank import Rerank, absolute_rerank
 
 LoadedT = TypeVar("LoadedT")
+
+# Headers bear it, which take no other characters.
+_MODEL_NAME = re.compile("[!-~]{1,64}")
 
 
 class Weights(Config):
@@ -88,6 +92,14 @@ class Routing(Config):
 
     draining: bool = False
     """Not ready for new requests any more, while those in flight are answered."""
+
+    @field_validator("models")
+    @classmethod
+    def _headers_can_name_each(cls, models: dict[str, ServedModel]) -> dict[str, ServedModel]:
+        for name in models:
+            if _MODEL_NAME.fullmatch(name) is None:
+                raise ValueError(f"name {name[:80]!r}: give 1 to 64 visible ASCII characters, without spaces")
+        return models
 
     @model_validator(mode="after")
     def _some_model_takes_requests(self) -> "Routing":
