@@ -1,7 +1,6 @@
 """Whether requests would be answered: known from the last ones, or tried."""
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -83,8 +82,7 @@ async def try_model(captioner: Captioner, model: ReadyModel, max_new_tokens: int
         decoding = decoding.model_copy(update={"max_new_tokens": max_new_tokens})
     task = CaptionTask(
         pixels=np.full((model.image_size, model.image_size, 3), 128, np.uint8),
-        # Unlike any other: no stage may answer from memory.
-        digest=os.urandom(32),
+        digest=b"",
         weights=model.weights_key,
         refinement=model.served.refinement,
         decoding=decoding,

@@ -58,16 +58,18 @@ class Encoder:
 
     async def _cached_or_encoded(self, task: ImageTask, details: dict[str, Any]) -> Encoded:
         key = (task.weights, task.digest)
-        cached = self.cache.get(key)
-        details["cache"] = "miss" if cached is None else "hit"
-        self.telemetry.recorder.add(CACHE, cache="embeddings", result=details["cache"])
-        if cached is not None:
-            return cached
+        if task.digest:
+            cached = self.cache.get(key)
+            details["cache"] = "miss" if cached is None else "hit"
+            self.telemetry.recorder.add(CACHE, cache="embeddings", result=details["cache"])
+            if cached is not None:
+                return cached
         encoded = await self.batcher(task.pixels, await self.models(task.weights))
         details |= {"batch_size": encoded.batch_size, "model_version": encoded.versions["encoder"]}
-        # Of a batch's embeddings, which one tensor holds, only this image's are kept.
-        kept = replace(encoded, image_embeds=encoded.image_embeds.clone(), seconds={"encode": 0.0})
-        self.cache.put(key, kept, kept.image_embeds.nbytes)
+        if task.digest:
+            # Of a batch's embeddings, which one tensor holds, only this image's are kept.
+            kept = replace(encoded, image_embeds=encoded.image_embeds.clone(), seconds={"encode": 0.0})
+            self.cache.put(key, kept, kept.image_embeds.nbytes)
         return encoded
 
     async def prepare(self, weights: str) -> None:

@@ -24,7 +24,8 @@ class ImageTask:
     """(S, S, 3) uint8, at the encoder's size."""
 
     digest: bytes
-    """Of the image file; equal digests have equal pixels."""
+    """Of the image file; equal digests have equal pixels. Empty, no stage answers from memory, nor keeps what it
+    computes: of an image that is made to see whether the stages work."""
 
     weights: str
     """Key of the models to use: see :class:`raycap.serve.stages.weights.Weights`."""

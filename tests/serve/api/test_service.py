@@ -63,6 +63,7 @@ def test_ready_only_after_a_real_pass_which_then_counts_for_a_while(make):
     assert [api.get("/readyz").status_code for _ in range(3)] == [200] * 3
     assert len(api.captioner.tasks) == 1
     assert api.captioner.tasks[0].decoding.max_new_tokens == 1
+    assert api.captioner.tasks[0].digest == b"", "no cache may answer it, or keep it"
 
 
 def test_a_clients_pass_counts_too(make, data_url):

@@ -242,6 +242,17 @@ def test_an_image_that_comes_again_is_not_encoded_again(files, served, monkeypat
     assert second.seconds["encode"] == 0
 
 
+def test_an_image_without_a_digest_is_encoded_each_time_and_never_kept(files, served):
+    async def probe(task):
+        stage = CaptionerDeployment(CaptionerOptions(), False).stage
+        answers = [await stage.caption(task) for _ in range(2)]
+        return answers, stage.source.source.cache
+
+    answers, cache = asyncio.run(probe(task_of(files[0], served(), digest=b"")))
+    assert all(answer.seconds["encode"] > 0 for answer in answers)
+    assert (len(cache), cache.num_hits, cache.num_misses) == (0, 0, 0)
+
+
 def test_pixels_of_the_image_are_what_counts(files, served):
     model = served()
     (black,) = run([replace(task_of(files[0], model), pixels=np.zeros((32, 32, 3), np.uint8))])
