@@ -19,7 +19,7 @@ class Words:
     async def caption(self, task):
         if "broken" in task.weights:
             raise RuntimeError("broken weights")
-        return Captioned(["a star"], [-1.0], 2, True, "v1", {})
+        return Captioned(["a star"], [-1.0], 2, [True], "v1", {})
 
 
 @pytest.fixture

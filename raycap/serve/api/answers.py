@@ -3,6 +3,7 @@
 from typing import Literal
 
 from raycap.config import Config
+from raycap.serve.api.schemas import FinishReason
 
 
 class ChatMessage(Config):
@@ -19,7 +20,7 @@ class ChatChoice(Config):
     index: int
     message: ChatMessage
     logprobs: None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
 class ChatUsage(Config):

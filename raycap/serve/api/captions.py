@@ -36,6 +36,7 @@ from raycap.serve.api.schemas import (
     RefinementUsed,
     ScoredCaption,
     Usage,
+    finish_reason,
 )
 from raycap.serve.api.service import Service
 from raycap.serve.api.sse import stream_events
@@ -164,15 +165,18 @@ async def _response(answer: Answer, plan: Plan, response_id: str) -> CaptionResp
     pictures: AttentionPictures | None = None
     if captioned.attention is not None and answer.pixels is not None:
         pictures = await asyncio.to_thread(draw_attention, answer.pixels, captioned.attention)
-    scored = zip(captioned.captions, captioned.log_probabilities, strict=True)
+    scored = zip(captioned.captions, captioned.log_probabilities, captioned.finished, strict=True)
     return CaptionResponse(
         id=response_id,
         caption=captioned.captions[0],
-        captions=[ScoredCaption(text=text, log_probability=log_probability) for text, log_probability in scored],
+        captions=[
+            ScoredCaption(text=text, log_probability=log_probability, finish_reason=finish_reason(finished))
+            for text, log_probability, finished in scored
+        ],
         model=plan.model.name,
         model_version=captioned.version,
         refinement=RefinementUsed(gate=plan.refinement.gate, passes=plan.refinement.passes),
-        finish_reason="stop" if captioned.finished else "length",
+        finish_reason=finish_reason(captioned.finished[0]),
         usage=Usage(completion_tokens=captioned.num_tokens),
         timing_ms={stage: round(1000 * seconds, 2) for stage, seconds in captioned.seconds.items()},
         attention=pictures,

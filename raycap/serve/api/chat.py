@@ -14,8 +14,9 @@ from raycap.serve.api import documentation
 from raycap.serve.api.bodies import BodyLimit, read_json
 from raycap.serve.api.captioning import Answer, caption_image, stream_caption
 from raycap.serve.api.chat_schemas import OPTION_NAMES, parse_chat
-from raycap.serve.api.options import Plan, make_plan
+from raycap.serve.api.options import make_plan
 from raycap.serve.api.patience import unless_gone, within_deadline
+from raycap.serve.api.schemas import FinishReason, finish_reason
 from raycap.serve.api.service import Service
 from raycap.serve.api.sse import stream_events
 from raycap.serve.stages.pipeline import Captioned
@@ -46,7 +47,7 @@ def chat_routes(service: Service) -> APIRouter:
         if body.stream:
             items = stream_caption(service, record, image, plan, explain=False)
             include_usage = body.stream_options is not None and body.stream_options.include_usage
-            return await stream_events(request, _chunks(items, head, plan, include_usage))
+            return await stream_events(request, _chunks(items, head, include_usage))
         async with within_deadline(request):
             answer = await unless_gone(request, caption_image(service, record, image, plan, explain=False))
         return _completion(head, answer.captioned)
@@ -60,9 +61,9 @@ def _completion(head: dict[str, Any], captioned: Captioned) -> dict[str, Any]:
             "index": index,
             "message": {"role": "assistant", "content": caption, "refusal": None},
             "logprobs": None,
-            "finish_reason": _finish_reason(captioned),
+            "finish_reason": finish_reason(finished),
         }
-        for index, caption in enumerate(captioned.captions)
+        for index, (caption, finished) in enumerate(zip(captioned.captions, captioned.finished, strict=True))
     ]
     return head | {
         "object": "chat.completion",
@@ -73,37 +74,35 @@ def _completion(head: dict[str, Any], captioned: Captioned) -> dict[str, Any]:
 
 
 async def _chunks(
-    items: AsyncGenerator[str | Answer, None], head: dict[str, Any], plan: Plan, include_usage: bool
+    items: AsyncGenerator[str | Answer, None], head: dict[str, Any], include_usage: bool
 ) -> AsyncGenerator[dict[str, Any], None]:
-    def chunk(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def chunk(index: int, delta: dict[str, Any], reason: FinishReason | None = None) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
         usage = {"usage": None} if include_usage else {}
         return head | {"object": "chat.completion.chunk", "choices": [choice]} | usage
 
-    num_started = 0
+    has_pieces = False
     try:
         async for item in items:
-            # Not before the first piece: until then an error can still have its own status.
-            for index in range(num_started, plan.num_captions if num_started == 0 else num_started):
-                yield chunk(index, {"role": "assistant", "content": ""})
-            num_started = plan.num_captions
             if isinstance(item, str):
+                # Not before the first piece: until then an error can still have its own status.
+                if not has_pieces:
+                    yield chunk(0, {"role": "assistant", "content": ""})
+                has_pieces = True
                 yield chunk(0, {"content": item})
                 continue
             captioned = item.captioned
-            if plan.num_captions > 1:
+            # Of several captions none comes in pieces, and a search may find fewer than were asked for.
+            if not has_pieces:
                 for index, caption in enumerate(captioned.captions):
+                    yield chunk(index, {"role": "assistant", "content": ""})
                     yield chunk(index, {"content": caption})
-            for index in range(plan.num_captions):
-                yield chunk(index, {}, _finish_reason(captioned))
+            for index, finished in enumerate(captioned.finished):
+                yield chunk(index, {}, finish_reason(finished))
             if include_usage:
                 yield head | {"object": "chat.completion.chunk", "choices": [], "usage": _usage(captioned)}
     finally:
         await items.aclose()
-
-
-def _finish_reason(captioned: Captioned) -> str:
-    return "stop" if captioned.finished else "length"
 
 
 def _usage(captioned: Captioned) -> dict[str, int]:

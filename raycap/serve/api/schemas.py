@@ -23,6 +23,15 @@ class CaptionsBody(CaptionOptions):
     """Each as in `image` of /v1/caption."""
 
 
+FinishReason = Literal["stop", "length"]
+"""Whether a caption ended by itself, or at max_new_tokens."""
+
+
+def finish_reason(finished: bool) -> FinishReason:
+    """Of a caption."""
+    return "stop" if finished else "length"
+
+
 class ScoredCaption(Config):
     """One of the captions."""
 
@@ -30,6 +39,9 @@ class ScoredCaption(Config):
 
     log_probability: float
     """Given the image, in nats."""
+
+    finish_reason: FinishReason
+    """Whether it ended by itself, or at max_new_tokens."""
 
 
 class RefinementUsed(Config):
@@ -76,7 +88,7 @@ class CaptionResponse(Config):
 
     refinement: RefinementUsed
 
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
     """Of the best caption: whether it ended by itself, or at max_new_tokens."""
 
     usage: Usage

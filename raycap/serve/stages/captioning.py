@@ -142,7 +142,7 @@ class Decoder:
             captions=[caption.text for caption in written],
             log_probabilities=[caption.log_probability for caption in written],
             num_tokens=sum(len(caption.token_ids) - num_given for caption in written),
-            finished=written[0].token_ids[-1] == decoder.eos_id,
+            finished=[caption.token_ids[-1] == decoder.eos_id for caption in written],
             version=version_name(encoded.versions | {"decoder": loaded.fingerprint}),
             seconds=encoded.seconds | {"decode": perf_counter() - began},
             attention=attention,

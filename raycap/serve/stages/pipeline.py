@@ -113,8 +113,8 @@ class Captioned:
     num_tokens: int
     """Generated, of all captions together."""
 
-    finished: bool
-    """Whether the first caption ended by itself, rather than at ``max_new_tokens``."""
+    finished: list[bool]
+    """Of each caption: whether it ended by itself, rather than at ``max_new_tokens``."""
 
     version: str
     """Of the models that made it: see :func:`version_name`."""

@@ -92,7 +92,7 @@ class LocalCaptioner:
             captions=texts,
             log_probabilities=scores.log_probability[0].tolist(),
             num_tokens=int(scores.num_tokens.sum()),
-            finished=bool((ids[0, 0] == decoder.eos_id).any()),
+            finished=(ids[0] == decoder.eos_id).any(-1).tolist(),
             version="e1-d1" if predictor.refiner is None else "e1-r1-d1",
             seconds={"encode": 0.001, "decode": 0.002},
             attention=Attention(words, maps) if task.explain else None,

@@ -14,6 +14,7 @@ import uvicorn
 from raycap.models.blip import Decoding
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
+from raycap.serve.stages.pipeline import Captioned
 
 
 @pytest.fixture
@@ -77,6 +78,35 @@ def test_several_choices_come_whole_and_streamed(client, messages):
     for chunk in client.chat.completions.create(**options, stream=True):
         texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
     assert texts == [choice.message.content for choice in whole.choices]
+
+
+@pytest.fixture
+def two_of_three(captioner, monkeypatch):
+    """What a search may answer that was asked for three captions."""
+    answer = Captioned(["a red", "a star"], [-2.0, -1.0], 5, [False, True], "v1", {})
+    monkeypatch.setattr(captioner, "_caption", lambda task: answer)
+    return {"model": "tiny", "n": 3, "temperature": 1.0}
+
+
+def test_each_choice_has_its_own_end_and_only_those_found_are_streamed(client, two_of_three, messages):
+    expected = [(0, "a red", "length"), (1, "a star", "stop")]
+    whole = client.chat.completions.create(messages=messages, **two_of_three)
+    assert [(choice.index, choice.message.content, choice.finish_reason) for choice in whole.choices] == expected
+    texts, ends = {}, {}
+    for chunk in client.chat.completions.create(messages=messages, stream=True, **two_of_three):
+        (choice,) = chunk.choices
+        assert choice.index not in ends
+        texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+        if choice.finish_reason is not None:
+            ends[choice.index] = choice.finish_reason
+    assert [(index, texts[index], ends[index]) for index in texts] == expected
+
+
+def test_each_caption_has_its_own_end(url, two_of_three, data_url):
+    body = {"image": data_url(), "num_captions": 3, "temperature": 1.0}
+    answer = httpx.post(f"{url}/v1/caption", json=body).json()
+    assert [caption["finish_reason"] for caption in answer["captions"]] == ["length", "stop"]
+    assert answer["finish_reason"] == "length"
 
 
 def test_openais_fields_mean_what_they_say(client, captioner, messages):

@@ -15,6 +15,7 @@ from raycap.predictor import Refinement
 from raycap.rerank import Rerank
 from raycap.serve.config import CaptionerOptions
 from raycap.serve.deployments import CaptionerDeployment
+from raycap.serve.stages.decoding import DecodingLoop
 from raycap.serve.stages.pipeline import Captioned, CaptionTask
 from raycap.serve.stages.weights import ServedModel
 
@@ -154,6 +155,22 @@ def test_draws_come_the_likeliest_first_and_the_smallest_settings_draw_the_likel
     assert len(set(drawn.captions)) > 1
     for least in ({"top_p": 1e-50}, {"temperature": 1e-50}):
         assert captions(model, files[:2], decoding=Decoding(do_sample=True, **least)) == captions(model, files[:2])
+
+
+def test_each_caption_says_whether_it_ended_by_itself(files, served, monkeypatch):
+    lengths = []
+    decode = DecodingLoop.decode
+
+    async def counted(self, *args):
+        captions = await decode(self, *args)
+        lengths.extend(len(caption.token_ids) for caption in captions)
+        return captions
+
+    monkeypatch.setattr(DecodingLoop, "decode", counted)
+    drawn = Decoding(do_sample=True, seed=1, max_new_tokens=20)
+    (answer,) = run([task_of(files[0], served(), num_captions=8, decoding=drawn)])
+    assert answer.finished == [length < 1 + drawn.max_new_tokens for length in lengths]
+    assert len(set(answer.finished)) == 2, "some must end for this to show anything"
 
 
 def test_embeddings_before_and_after_the_rbm(models, files, served):
