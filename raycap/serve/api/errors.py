@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from raycap.errors import UserError
+from raycap.serve.api.options import DECODING_OPTIONS
 from raycap.serve.api.record import RequestRecord, record_of
 from raycap.serve.errors import ErrorDetail, ErrorResponse, Overloaded, RequestError
 
@@ -24,10 +25,12 @@ def as_request_error(error: BaseException) -> RequestError:
     if isinstance(error, ClientDisconnect):
         return RequestError(499, "client_gone", "the client left before its request was whole; nothing to do")
     if isinstance(error, UserError):
-        # A stage's word on options that only it can judge: whether the caption fits the decoder, say.
+        # A stage's word on an option that only it can judge: whether the caption fits the decoder, say. All else that
+        # a stage says is for the operator: a model that is gone, and where it was.
         line = str(error)
         option = re.match(r"decoding\.(\w+)", line)
-        return RequestError(400, "invalid_option", line.removeprefix("decoding."), option[1] if option else None)
+        if option is not None and option[1] in DECODING_OPTIONS:
+            return RequestError(400, "invalid_option", line.removeprefix("decoding."), option[1])
     return RequestError(500, "internal_error", "the server failed on this request; its log says why")
 
 
@@ -47,12 +50,19 @@ def answer_error(error: BaseException, record: RequestRecord) -> JSONResponse:
 
 def add_error_handlers(api: FastAPI) -> None:
     """Every error, a wrong path's too, has the one form. What is not foreseen here, the middleware answers."""
-    for kind in (RequestError, Overloaded, UserError, ClientDisconnect):
+    for kind in (RequestError, Overloaded, ClientDisconnect):
         api.add_exception_handler(kind, _answer)
+    api.add_exception_handler(UserError, _answer_option)
     api.add_exception_handler(HTTPException, _answer_http_error)
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
+    return answer_error(error, record_of(request))
+
+
+async def _answer_option(request: Request, error: Exception) -> JSONResponse:
+    if as_request_error(error).status == 500:
+        raise error
     return answer_error(error, record_of(request))
 
 

@@ -21,6 +21,9 @@ class RequestConfig(Config):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
+DECODING_OPTIONS = frozenset({"num_beams", "temperature", "top_p", "seed", "max_new_tokens", "prompt"})
+"""Those that take the place of the model's own decoding, under the same names."""
+
 # Of a request's fields, and of its errors that an answer names: a hostile one must not be answered by megabytes.
 _MAX_NAME_CHARACTERS = 64
 _MAX_ERRORS = 5
@@ -173,9 +176,7 @@ def _check_limits(options: CaptionOptions, limits: Limits, refuse: Any) -> None:
 
 
 def _decoding(options: CaptionOptions, decoding: Decoding) -> Decoding:
-    given = options.model_dump(
-        include={"num_beams", "temperature", "top_p", "seed", "max_new_tokens", "prompt"}, exclude_none=True
-    )
+    given = options.model_dump(include=set(DECODING_OPTIONS), exclude_none=True)
     if options.temperature == 0:
         del given["temperature"]
         given["do_sample"] = False

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from raycap.errors import UserError
+from raycap.serve.api.errors import as_request_error
 from raycap.serve.api.served import ReadyModel
-from raycap.serve.errors import Overloaded, RequestError
+from raycap.serve.errors import Overloaded
 from raycap.serve.stages.pipeline import Captioner, CaptionTask
 
 
@@ -38,13 +38,12 @@ class Readiness:
 
     @contextmanager
     def observe(self) -> Generator[None, None, None]:
-        """Around a client's pass. One that failed proves nothing but that it is time to try."""
+        """Around a client's pass. One that failed by our fault proves nothing but that it is time to try."""
         try:
             yield
-        except (RequestError, Overloaded, UserError):
-            raise
-        except Exception:
-            self._passed_at = None
+        except Exception as error:
+            if as_request_error(error).status == 500:
+                self._passed_at = None
             raise
         self._pass()
 

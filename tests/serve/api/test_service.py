@@ -101,6 +101,33 @@ def test_a_clients_failed_pass_is_looked_into_at_once(make, data_url):
     assert (answer.status_code, "RuntimeError" in answer.json()["error"]["message"]) == (503, True)
 
 
+GONE = "model = /srv/models/blip: no such directory; give a BLIP directory, s3:// prefix or hub name"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("line", [GONE, "decoding.length_penalty = 3: not of a request"])
+def test_what_a_stage_says_of_the_server_is_logged_and_not_told(make, data_url, caplog, line, stream):
+    async def gone(step):
+        raise UserError(line)
+
+    api = make(ready_seconds=60)
+    assert api.get("/readyz").status_code == 200
+    api.captioner.before = gone
+    answer = api.post(json={"image": data_url(), "stream": stream})
+    assert (answer.status_code, answer.json()["error"]["type"]) == (500, "internal_error")
+    assert line.partition(":")[0] not in answer.text
+    assert line in caplog.text
+    assert api.get("/readyz").status_code == 503
+
+
+def test_an_option_that_only_a_stage_can_judge_is_no_proof_against_it(make, data_url):
+    api = make(ready_seconds=60)
+    assert api.get("/readyz").status_code == 200
+    assert api.post(json={"image": data_url(), "prompt": "a " * 20, "max_new_tokens": 20}).status_code == 400
+    assert api.get("/readyz").status_code == 200
+    assert len(api.captioner.tasks) == 2
+
+
 def test_too_much_to_do_is_no_proof_against_the_stages(make, data_url):
     async def overloaded(step):
         raise Overloaded(1)
