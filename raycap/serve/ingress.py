@@ -88,7 +88,7 @@ class CaptionIngress:
         given a caption.
 
         A replica that serves already, and is given models it cannot serve, goes on with those it has: had it raised,
-        Serve would end it, and no other would come up. ``/readyz`` and the log then say why in one line.
+        Serve would end it, and no other would come up. ``/readyz`` then says so, and the log why in one line.
 
         Args:
             user_config: of :class:`raycap.serve.stages.weights.Routing`.

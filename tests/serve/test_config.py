@@ -16,7 +16,10 @@ ONE = {"m": {"model": "m"}}
         ({}, "args: models: missing; give it a value"),
         ({"models": {}}, "args: models = {}: Dictionary should have at least 1 item"),
         ({"models": {"m": {}}}, "args: models.m.model: missing; give it a value"),
-        ({"models": {"модель": {"model": "m"}}}, "name 'модель': give 1 to 64 visible ASCII characters, without spaces"),
+        (
+            {"models": {"модель": {"model": "m"}}},
+            "name 'модель': give 1 to 64 visible ASCII characters, without spaces",
+        ),
         ({"models": {"a\n": {"model": "m"}}}, r"name 'a\n': give 1 to 64 visible ASCII characters"),
         ({"models": {"m" * 65: {"model": "m"}}}, "give 1 to 64 visible ASCII characters"),
         (

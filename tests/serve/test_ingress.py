@@ -74,6 +74,21 @@ def test_a_wrong_user_config_is_one_line_and_the_old_models_go_on(ingress, routi
         assert names(ingress) == ["tiny"]
 
 
+def test_readyz_says_that_models_are_refused_and_leaves_the_reason_to_the_log(ingress, routing, caplog):
+    async def ask():
+        await ingress.reconfigure(routing)
+        await ingress.reconfigure({"models": {"new": {"model": "/srv/secret"}}})
+        transport = httpx.ASGITransport(ingress.__serve_build_asgi_app__())
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get("/readyz")
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, set(answer.json())) == (200, {"status", "refused"})
+    assert "/srv/secret" not in answer.text
+    assert "/srv/secret" in ingress.service.refused
+    assert "/srv/secret" in caplog.text
+
+
 def test_a_replica_that_never_served_says_in_one_line_why_it_cannot(ingress, routing):
     broken = routing["models"]["tiny"] | {"version": "broken"}
     with pytest.raises(ServeArgsError, match="models.new: gives no caption") as refused:

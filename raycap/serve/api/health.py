@@ -7,6 +7,10 @@ from raycap.serve.api.service import Service
 from raycap.serve.errors import RequestError
 
 
+# Whoever asks shows no key: paths and buckets are not for all.
+_REFUSED = "the last models that were to be served are refused, those before go on; the log says why"
+
+
 def health_routes(service: Service) -> APIRouter:
     """The routes; they ask for no key."""
     routes = APIRouter(tags=["health"])
@@ -21,7 +25,7 @@ def health_routes(service: Service) -> APIRouter:
     )
     async def readyz() -> dict[str, str]:
         """A caption went through every stage a moment ago: a client's, or one made to see. `refused`, if there, says
-        why the models that were to be served last are not, and those before go on."""
+        that the models that were to be served last are not, and those before go on."""
         served = service.served
         if served.draining or service.door.draining:
             raise _not_ready("draining")
@@ -31,7 +35,7 @@ def health_routes(service: Service) -> APIRouter:
         reason = await service.readiness.check(model)
         if reason is not None:
             raise _not_ready(reason)
-        return {"status": "ready"} | ({} if service.refused is None else {"refused": service.refused})
+        return {"status": "ready"} | ({} if service.refused is None else {"refused": _REFUSED})
 
     return routes
 

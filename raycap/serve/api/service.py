@@ -59,7 +59,7 @@ class Service:
         self.door = Door()
         self.served = Served({})
         self.refused: str | None = None
-        """Why the last models that were to be served are not."""
+        """Why the last models that were to be served are not: for the operator, not for clients."""
         self._switching = asyncio.Lock()
 
     async def switch(self, routing: Routing) -> None:
