@@ -1,8 +1,5 @@
 """From an image of a request to its caption: read, look it up, decode, ask the stages."""
 
-import asyncio
-import hashlib
-import time
 from collections.abc import AsyncGenerator, Hashable
 from dataclasses import dataclass, replace
 
@@ -10,10 +7,11 @@ import numpy as np
 
 from raycap.serve.api.images import ImageInput
 from raycap.serve.api.options import Plan
+from raycap.serve.api.preparing import load_pixels, read_file
 from raycap.serve.api.record import RequestRecord
 from raycap.serve.api.service import Service
 from raycap.serve.stages.pipeline import Captioned, CaptionTask
-from raycap.serve.telemetry.metrics import CACHE, STAGE_SECONDS
+from raycap.serve.telemetry.metrics import CACHE
 
 # Of an answer in the cache beside its texts: the objects themselves.
 _ENTRY_BYTES = 2048
@@ -91,13 +89,8 @@ async def stream_caption(
 
 
 async def _prepare(service: Service, record: RequestRecord, image: ImageInput, plan: Plan, explain: bool) -> _Ready:
-    started_at = time.perf_counter()
-    data = await service.images.read(image)
-    if image.is_url:
-        record.add_seconds({"fetch": time.perf_counter() - started_at})
-        started_at = time.perf_counter()
-    digest = (await asyncio.to_thread(hashlib.sha256, data)).digest()
-    key = (digest, plan.model.weights_key, plan.refinement, plan.decoding, plan.num_captions)
+    file = await read_file(service, record, image)
+    key = (file.digest, plan.model.weights_key, plan.refinement, plan.decoding, plan.num_captions)
     # Attention is megabytes and seldom asked for twice: not kept.
     known = None if explain else service.cache.get(key)
     record.add_cache(known is not None)
@@ -105,14 +98,9 @@ async def _prepare(service: Service, record: RequestRecord, image: ImageInput, p
     if known is not None:
         record.version = known.version
         return _Ready(key, None, known)
-    with service.telemetry.stage("prepare", record.request_id, record.trace):
-        pixels = await service.images.load_pixels(data, plan.model.image_size, image.field)
-    seconds = time.perf_counter() - started_at
-    record.add_seconds({"prepare": seconds})
-    service.telemetry.recorder.add(STAGE_SECONDS, seconds, stage="prepare")
     task = CaptionTask(
-        pixels=pixels,
-        digest=digest,
+        pixels=await load_pixels(service, record, file, plan.model.image_size),
+        digest=file.digest,
         weights=plan.model.weights_key,
         refinement=plan.refinement,
         decoding=plan.decoding,

@@ -2,8 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -18,12 +16,12 @@ from raycap.serve.api.bodies import BodyLimit, read_json, too_many_images
 from raycap.serve.api.images import ImageInput
 from raycap.serve.api.options import RequestConfig, choose_refinement, parse
 from raycap.serve.api.patience import unless_gone, within_deadline
+from raycap.serve.api.preparing import load_pixels, read_file
 from raycap.serve.api.record import RequestRecord
 from raycap.serve.api.served import ReadyModel
 from raycap.serve.api.service import Service
 from raycap.serve.errors import RequestError
 from raycap.serve.stages.pipeline import Encoded, ImageTask, version_name
-from raycap.serve.telemetry.metrics import STAGE_SECONDS
 
 _POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda embeds: embeds.mean(0),
@@ -113,16 +111,10 @@ async def _embed_all(
     service: Service, record: RequestRecord, images: list[ImageInput], model: ReadyModel, refinement: Refinement
 ) -> list[tuple[Encoded, Encoded]]:
     async def embed(image: ImageInput) -> tuple[Encoded, Encoded]:
-        started_at = time.perf_counter()
-        data = await service.images.read(image)
-        digest = (await asyncio.to_thread(hashlib.sha256, data)).digest()
-        with service.telemetry.stage("prepare", record.request_id, record.trace):
-            pixels = await service.images.load_pixels(data, model.image_size, image.field)
-        seconds = time.perf_counter() - started_at
-        record.add_seconds({"prepare": seconds})
-        service.telemetry.recorder.add(STAGE_SECONDS, seconds, stage="prepare")
+        file = await read_file(service, record, image)
+        pixels = await load_pixels(service, record, file, model.image_size)
         task = ImageTask(
-            pixels, digest, model.weights_key, refinement, request_id=record.request_id, trace=record.trace
+            pixels, file.digest, model.weights_key, refinement, request_id=record.request_id, trace=record.trace
         )
         with service.readiness.observe():
             before, after = await service.captioner.embed(task)

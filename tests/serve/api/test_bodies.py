@@ -1,5 +1,6 @@
 """How an image and its options come in, and what is refused."""
 
+import asyncio
 import base64
 import time
 
@@ -149,6 +150,18 @@ def test_an_image_by_url_comes_from_the_fetcher_under_the_image_limit(make, png)
     assert answer.status_code == 200
     assert asked == [("https://example.org/a.png", 4000)]
     assert "fetch;dur=" in answer.headers["server-timing"]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/v1/caption", "image"), ("/v1/embeddings", "input")])
+def test_fetching_a_url_is_no_part_of_preparing_it(make, png, path, field):
+    async def fetch(url, max_bytes):
+        await asyncio.sleep(1)
+        return png()
+
+    answer = make(fetch=fetch).post(path, json={field: "http://example.org/a.png"})
+    timing = [stage.partition(";dur=") for stage in answer.headers["server-timing"].split(", ")]
+    seconds = {name: float(milliseconds) / 1000 for name, _, milliseconds in timing}
+    assert seconds["fetch"] >= 0.9 > seconds["prepare"]
 
 
 def test_an_image_that_takes_too_long_to_decode_is_refused(make, png, limits, monkeypatch):
