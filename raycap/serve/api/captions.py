@@ -76,10 +76,13 @@ def caption_routes(service: Service) -> APIRouter:
     )
     async def captions(request: Request) -> Any:
         """Caption several images, all at once. One that cannot be captioned has an error in its place; wrong options
-        are an error of the whole request."""
+        are an error of the whole request. `explain` is for one image only: its pictures are megabytes."""
         record = service.admit(request, None)
         async with within_deadline(request):
             images, options = await _read_several(request, service.limits)
+            if options.explain and len(images) > 1:
+                message = f"explain = true: {len(images)} images; send one, or each by itself to /v1/caption"
+                raise RequestError(400, "invalid_option", message, "explain")
             plan = _plan(service, record, options)
             service.count_images(request, len(images))
             results = await unless_gone(request, _caption_all(service, record, images, plan, options.explain))
@@ -147,7 +150,7 @@ async def _messages(
     try:
         async for item in items:
             if isinstance(item, Answer):
-                yield await _response(item, plan, record.request_id)
+                yield await _response(service, item, plan, record.request_id)
             else:
                 yield {"delta": item}
     finally:
@@ -157,14 +160,16 @@ async def _messages(
 async def _respond(
     service: Service, record: RequestRecord, image: ImageInput, plan: Plan, explain: bool, response_id: str
 ) -> CaptionResponse:
-    return await _response(await caption_image(service, record, image, plan, explain), plan, response_id)
+    answer = await caption_image(service, record, image, plan, explain)
+    return await _response(service, answer, plan, response_id)
 
 
-async def _response(answer: Answer, plan: Plan, response_id: str) -> CaptionResponse:
+async def _response(service: Service, answer: Answer, plan: Plan, response_id: str) -> CaptionResponse:
     captioned = answer.captioned
     pictures: AttentionPictures | None = None
     if captioned.attention is not None and answer.pixels is not None:
-        pictures = await asyncio.to_thread(draw_attention, answer.pixels, captioned.attention)
+        pixels, attention = answer.pixels, captioned.attention
+        pictures = await service.images.threads.run(lambda: draw_attention(pixels, attention))
     scored = zip(captioned.captions, captioned.log_probabilities, captioned.finished, strict=True)
     return CaptionResponse(
         id=response_id,

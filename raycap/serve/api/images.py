@@ -3,25 +3,18 @@
 import asyncio
 import base64
 import binascii
-import os
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from raycap.data.images import ImageError, decode_image, resize_image
+from raycap.serve.api.threads import Threads
 from raycap.serve.errors import RequestError
 from raycap.serve.guard.limits import Limits
 
 FetchUrl = Callable[[str, int], Awaitable[bytes]]
 """From a URL and the most bytes to the bytes behind it, or a RequestError."""
-
-# A thread whose image takes too long cannot be stopped, and must not stop the others.
-_SPARE_THREADS = 2
-# Every replica has its own, wherever it runs and however little it reserves: they must not crowd out the
-# models beside it, and each holds up to a few hundred megabytes of pixels.
-_MAX_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -49,9 +42,8 @@ class Images:
 
     def __init__(self, limits: Limits, fetch: FetchUrl | None = None) -> None:
         self.limits, self.fetch = limits, fetch
-        num_threads = min(_num_cores() + _SPARE_THREADS, _MAX_THREADS)
-        self._threads = ThreadPoolExecutor(num_threads, thread_name_prefix="raycap-decode")
-        self._free = asyncio.Semaphore(num_threads)
+        self.threads = Threads()
+        """What reads images, and what makes large answers of them."""
 
     async def read(self, image: ImageInput) -> bytes:
         """The image file.
@@ -80,19 +72,10 @@ class Images:
         Raises:
             RequestError: it cannot be decoded, or not in time.
         """
-        # Waiting for a thread is no fault of the image: its time runs from when it has one.
-        await self._free.acquire()
-        loop = asyncio.get_running_loop()
-        decoding = self._threads.submit(_load_pixels, data, image_size, self.limits.max_pixels)
-
-        def release(_: Future[np.ndarray]) -> None:
-            # Only now, also after a timeout: until then the thread is taken.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(self._free.release)
-
-        decoding.add_done_callback(release)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(decoding), self.limits.decode_seconds)
+            return await self.threads.run(
+                lambda: _load_pixels(data, image_size, self.limits.max_pixels), self.limits.decode_seconds
+            )
         except ImageError as error:
             raise RequestError.of_image(error, field) from None
         except TimeoutError:
@@ -108,11 +91,6 @@ class Images:
         except RequestError as error:
             error.field = field
             raise
-
-
-def _num_cores() -> int:
-    """Those this process may run on; where a system does not tell them, the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def base64_bytes(num_bytes: int) -> int:

@@ -65,7 +65,7 @@ class CaptionOptions(RequestConfig):
     """Through the RBM."""
 
     explain: bool = False
-    """Whether to show where the decoder looked for each word of the first caption."""
+    """Whether to show where the decoder looked for each word of the first caption; of one image only."""
 
 
 class StreamedOptions(CaptionOptions):

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -60,6 +61,27 @@ def test_explain_shows_a_picture_for_each_word_and_one_of_all(api, data_url):
     assert picture(attention["figure"]).width > 32
 
 
+def test_pictures_are_drawn_where_no_other_work_waits_for_them(api, data_url, monkeypatch):
+    drawing = []
+
+    def draw(*args):
+        drawing.append(threading.current_thread().name)
+        return draw_attention(*args)
+
+    monkeypatch.setattr("raycap.serve.api.captions.draw_attention", draw)
+    (result,) = api.post("/v1/captions", json={"images": [data_url()], "explain": True}).json()["results"]
+    assert result["attention"]["maps"]
+    assert [name.startswith("raycap-images") for name in drawing] == [True]
+
+
+def test_pictures_of_several_images_are_refused_with_a_remedy(api, png):
+    files = [("files", ("a", png()))] * 2
+    answer = api.post("/v1/captions", files=files, data={"explain": "true"})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (400, "explain")
+    assert "/v1/caption" in answer.json()["error"]["message"]
+    assert api.captioner.tasks == []
+
+
 def test_the_same_request_again_is_answered_from_the_cache(api, png):
     first, again = api.post(files={"file": png()}), api.post(files={"file": png()})
     assert [first.headers["x-raycap-cache"], again.headers["x-raycap-cache"]] == ["miss", "hit"]
@@ -109,6 +131,7 @@ BAD_SEVERAL = {
     "a bad option": (lambda url: {"images": [url], "num_beams": 0}, "num_beams"),
     "a contradiction": (lambda url: {"images": [url], "num_beams": 2, "temperature": 1.0}, "temperature"),
     "a stream": (lambda url: {"images": [url], "stream": True}, "stream"),
+    "pictures of several": (lambda url: {"images": [url] * 2, "explain": True}, "explain"),
     "no image": (lambda url: {"images": []}, "images"),
     "too many images": (lambda url: {"images": [url] * 4}, "images"),
 }
