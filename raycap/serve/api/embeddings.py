@@ -2,12 +2,13 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from raycap.predictor import Refinement
@@ -21,6 +22,7 @@ from raycap.serve.api.record import RequestRecord
 from raycap.serve.api.served import ReadyModel
 from raycap.serve.api.service import Service
 from raycap.serve.errors import RequestError
+from raycap.serve.guard.limits import Limits
 from raycap.serve.stages.pipeline import Encoded, ImageTask, version_name
 
 _POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -29,6 +31,9 @@ _POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "all": lambda embeds: embeds,
 }
 """From (N, D) float32; the class token is the first."""
+
+# A millisecond's work.
+_FLOATS_AT_ONCE = 2048
 
 
 class EmbeddingsBody(RequestConfig):
@@ -41,7 +46,8 @@ class EmbeddingsBody(RequestConfig):
     """Name of the model, see /v1/models; by default one is drawn by the models' shares of the traffic."""
 
     encoding_format: Literal["float", "base64"] = "base64"
-    """Numbers, or base64 of little-endian numbers of type `dtype`, row after row."""
+    """Numbers, or base64 of little-endian numbers of type `dtype`, row after row. An answer of very many numbers, as
+    of all tokens of several images, comes in base64 only."""
 
     dtype: Literal["float32", "float16"] = "float32"
     """Of the numbers. float16 loses nothing but the mean's last bits; OpenAI's clients expect float32."""
@@ -79,12 +85,15 @@ def embedding_routes(service: Service) -> APIRouter:
         async with within_deadline(request):
             body = parse(EmbeddingsBody, await read_json(request, BodyLimit.of_several(service.limits)))
             images = _images(body, service)
-            service.count_images(request, len(images))
             model = service.served.pick(body.model)
             record.model = model.name
             refinement = _refinement(body, model, service)
+            _require_few_floats(body, len(images), model, service.limits)
+            service.count_images(request, len(images))
             embedded = await unless_gone(request, _embed_all(service, record, images, model, refinement))
-            return JSONResponse(await asyncio.to_thread(_answer, embedded, body, model, record))
+            record.version = _version(embedded)
+            answer = await service.images.threads.run(lambda: _render(embedded, body, model))
+            return Response(answer, media_type="application/json")
 
     return routes
 
@@ -129,39 +138,61 @@ async def _embed_all(
     return [task.result() for task in tasks]
 
 
-def _answer(
-    embedded: list[tuple[Encoded, Encoded]], body: EmbeddingsBody, model: ReadyModel, record: RequestRecord
-) -> dict[str, Any]:
+def _stages(body: EmbeddingsBody, model: ReadyModel) -> list[str]:
     refined = model.served.rbm is not None if body.refined is None else body.refined
-    stages = ["encoder", "refiner"] if refined == "both" else ["refiner" if refined else "encoder"]
+    return ["encoder", "refiner"] if refined == "both" else ["refiner" if refined else "encoder"]
+
+
+def _require_few_floats(body: EmbeddingsBody, num_images: int, model: ReadyModel, limits: Limits) -> None:
+    if body.encoding_format != "float":
+        return
+    num_tokens, width = model.embeds_shape
+    numbers = num_images * len(_stages(body, model)) * (num_tokens if body.tokens == "all" else 1) * width
+    if numbers > limits.max_float_numbers:
+        message = (
+            f"encoding_format = 'float': {numbers} numbers, more than {limits.max_float_numbers}; choose base64, or "
+            "ask for fewer images or tokens"
+        )
+        raise RequestError(400, "invalid_option", message, "encoding_format")
+
+
+def _version(embedded: list[tuple[Encoded, Encoded]]) -> str:
+    before, after = embedded[0]
+    return version_name(before.versions | after.versions)
+
+
+def _render(embedded: list[tuple[Encoded, Encoded]], body: EmbeddingsBody, model: ReadyModel) -> bytes:
+    """The answer in JSON, in steps that are short each: while one goes on, no other thread does, the event loop's
+    neither."""
     entries = []
     for index, (before, after) in enumerate(embedded):
-        for stage in stages:
+        for stage in _stages(body, model):
             embeds = (before if stage == "encoder" else after).image_embeds.float().cpu().numpy()
             embedding = _POOLED[body.tokens](embeds).astype(np.dtype(body.dtype).newbyteorder("<"))
-            entries.append(
-                {
-                    "object": "embedding",
-                    "index": index,
-                    "embedding": _encode(embedding, body.encoding_format),
-                    "stage": stage,
-                    "shape": list(embedding.shape),
-                    "dtype": body.dtype,
-                }
-            )
-    record.version = version_name(embedded[0][0].versions | embedded[0][1].versions)
+            shape = list(embedding.shape)
+            head = {"object": "embedding", "index": index, "stage": stage, "shape": shape, "dtype": body.dtype}
+            numbers = _as_base64(embedding) if body.encoding_format == "base64" else _as_floats(embedding)
+            entries.append(_joined(head, "embedding", numbers))
     num_tokens = sum(len(before.image_embeds) for before, _ in embedded)
-    return {
+    head = {
         "object": "list",
-        "data": entries,
         "model": model.name,
-        "model_version": record.version,
+        "model_version": _version(embedded),
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
+    return _joined(head, "data", b"[%b]" % b",".join(entries))
 
 
-def _encode(embedding: np.ndarray, encoding_format: str) -> str | list[float]:
-    if encoding_format == "base64":
-        return base64.b64encode(embedding.tobytes()).decode()
-    numbers: list[float] = embedding.ravel().tolist()
-    return numbers
+def _joined(head: dict[str, Any], name: str, value: bytes) -> bytes:
+    """An object in JSON, whose last value is there already."""
+    return b'%b,"%b":%b}' % (json.dumps(head)[:-1].encode(), name.encode(), value)
+
+
+def _as_base64(embedding: np.ndarray) -> bytes:
+    return b'"%b"' % base64.b64encode(embedding.tobytes())
+
+
+def _as_floats(embedding: np.ndarray) -> bytes:
+    numbers = embedding.ravel()
+    parts = (numbers[start : start + _FLOATS_AT_ONCE].tolist() for start in range(0, numbers.size, _FLOATS_AT_ONCE))
+    return b"[%b]" % b",".join(json.dumps(part, allow_nan=False)[1:-1].encode() for part in parts)

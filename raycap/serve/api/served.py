@@ -19,6 +19,20 @@ class ReadyModel:
     image_size: int
     """Pixels of the square to which images are resized."""
 
+    embeds_shape: tuple[int, int]
+    """(N, D) of an image's embeddings: its tokens, the class token among them, and the numbers of each."""
+
+    @classmethod
+    def read(cls, name: str, served: ServedModel) -> "ReadyModel":
+        """With what the model's files say; it may block.
+
+        Raises:
+            UserError: there is no such model.
+        """
+        vision = read_blip_config(served.model, f"models.{name}.model").vision_config
+        num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        return cls(name, served, vision.image_size, (num_tokens, vision.hidden_size))
+
     @cached_property
     def weights_key(self) -> str:
         return self.served.weights.key
@@ -38,12 +52,7 @@ class Served:
         Raises:
             UserError: there is no such model.
         """
-        models = {
-            name: ReadyModel(
-                name, model, read_blip_config(model.model, f"models.{name}.model").vision_config.image_size
-            )
-            for name, model in routing.models.items()
-        }
+        models = {name: ReadyModel.read(name, model) for name, model in routing.models.items()}
         return cls(models, routing.draining)
 
     def pick(self, name: str | None) -> ReadyModel:

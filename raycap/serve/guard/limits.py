@@ -21,6 +21,10 @@ class Limits(Config):
     max_body_bytes: int = Field(default=64 * 1024 * 1024, ge=1)
     """Of a request with several images; one with a single image may have max_image_bytes and what base64 adds."""
 
+    max_float_numbers: int = Field(default=1_000_000, ge=1)
+    """Of one answer of /v1/embeddings with `encoding_format: float`, which takes far more bytes and time than base64:
+    in that an answer has as many as there are."""
+
     max_header_bytes: int = Field(default=32 * 1024, ge=1024)
     """Of a request's headers, path and query."""
 

@@ -1,5 +1,6 @@
 """OpenAI's own client, over a socket, against the interface."""
 
+import asyncio
 import base64
 import json
 import threading
@@ -9,12 +10,13 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import torch
 import uvicorn
 
 from raycap.models.blip import Decoding
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
-from raycap.serve.stages.pipeline import Captioned
+from raycap.serve.stages.pipeline import Captioned, Encoded
 
 
 @pytest.fixture
@@ -252,6 +254,42 @@ def test_embeddings_say_stage_shape_and_type(api, captioner, png, data_url):
         assert np.array_equal(numbers, embeds[0].half().numpy())
     first_token = embed(api, input=images[0], tokens="cls", refined=False, encoding_format="float")[0]
     assert first_token["embedding"] == before[0, 0].half().float().tolist()
+
+
+def test_more_numbers_than_allowed_come_in_base64_only(make, limits, data_url):
+    api = make(limits=limits.model_copy(update={"max_float_numbers": 17 * 32}))
+    allowed = {"input": data_url(), "tokens": "all", "encoding_format": "float"}
+    (entry,) = embed(api, **allowed)
+    assert len(entry["embedding"]) == 17 * 32
+    for more in ({"refined": "both"}, {"input": [data_url()] * 2}):
+        api.captioner.tasks.clear()
+        answer = api.post("/v1/embeddings", json=allowed | more)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (400, "encoding_format")
+        assert "; choose base64" in answer.json()["error"]["message"]
+        assert api.captioner.tasks == [], "refused before a stage is asked"
+        assert len(embed(api, **allowed | more | {"encoding_format": "base64"})) == 2
+        assert embed(api, **allowed | more | {"tokens": "mean"})
+
+
+def test_a_large_answer_holds_up_no_other_request(api, data_url, monkeypatch):
+    async def embeddings(task):
+        encoded = Encoded(torch.rand(577, 768).half(), {"encoder": "e1"})
+        return encoded, encoded
+
+    monkeypatch.setattr(api.captioner, "embed", embeddings)
+    body = {"input": data_url(), "refined": "both", "tokens": "all", "encoding_format": "float"}
+
+    async def longest_wait():
+        began = last = time.perf_counter()
+        longest = 0.0
+        asking = asyncio.create_task(api.send("POST", "/v1/embeddings", json=body))
+        while not asking.done():
+            await asyncio.sleep(0.001)
+            longest, last = max(longest, time.perf_counter() - last), time.perf_counter()
+        assert (await asking).status_code == 200
+        return longest / (last - began)
+
+    assert api.run(longest_wait()) < 0.5
 
 
 def test_embeddings_without_rbm_are_the_encoders(api, data_url):

@@ -13,7 +13,7 @@ from raycap.serve.stages.weights import ServedModel
 
 
 def served(rbm="rbm", **settings):
-    return ReadyModel("tiny", ServedModel(model="blip", rbm=rbm, **settings), 32)
+    return ReadyModel("tiny", ServedModel(model="blip", rbm=rbm, **settings), 32, (17, 32))
 
 
 def plan(model=None, **options):
