@@ -6,7 +6,6 @@ from fastapi.responses import JSONResponse
 from raycap.serve.api.service import Service
 from raycap.serve.errors import RequestError
 
-
 # Whoever asks shows no key: paths and buckets are not for all.
 _REFUSED = "the last models that were to be served are refused, those before go on; the log says why"
 
