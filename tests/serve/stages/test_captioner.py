@@ -163,7 +163,8 @@ def test_each_caption_says_whether_it_ended_by_itself(files, served, monkeypatch
 
     async def counted(self, *args):
         captions = await decode(self, *args)
-        lengths.extend(len(caption.token_ids) for caption in captions)
+        by_probability = sorted(captions, key=lambda caption: caption.log_probability, reverse=True)
+        lengths.extend(len(caption.token_ids) for caption in by_probability)
         return captions
 
     monkeypatch.setattr(DecodingLoop, "decode", counted)
