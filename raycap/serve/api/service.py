@@ -50,7 +50,6 @@ class Service:
         telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
     ) -> None:
         self.telemetry = telemetry
-        telemetry.recorder.watch(MODELS_LOADED, lambda: len(self.served.models))
         self.captioner, self.limits = captioner, limits
         self.images = Images(limits, fetch)
         self.cache: ByteCache[Captioned] = ByteCache(cache_bytes)
@@ -61,6 +60,8 @@ class Service:
         self.refused: str | None = None
         """Why the last models that were to be served are not: for the operator, not for clients."""
         self._switching = asyncio.Lock()
+        # Last: another thread reads it from now on.
+        telemetry.recorder.watch(MODELS_LOADED, lambda: len(self.served.models))
 
     async def switch(self, routing: Routing) -> None:
         """Serve other models: each new one has to give a caption first, and until all have, the old ones go on.
