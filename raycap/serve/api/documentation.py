@@ -58,12 +58,12 @@ def _error(status: int, kind: str, message: str) -> dict[str, Any]:
 
 ERRORS: dict[int | str, dict[str, Any]] = {status: _error(status, *told) for status, told in _STATUSES.items()}
 
+# Events have no schema: whether it is of the whole stream or of each event, those who read the document do not agree.
 CAPTION_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
     200: {
         "description": "The caption; with `stream`, events.",
         "content": {
             "text/event-stream": {
-                "schema": {"type": "string"},
                 "example": 'data: {"delta": "a red "}\n\ndata: {"caption": "a red circle"}\n\ndata: [DONE]\n\n',
             }
         },
@@ -92,7 +92,7 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
                     "usage": {"prompt_tokens": 0, "completion_tokens": 4, "total_tokens": 4},
                 }
             },
-            "text/event-stream": {"schema": {"type": "string"}},
+            "text/event-stream": {"example": 'data: {"object": "chat.completion.chunk"}\n\ndata: [DONE]\n\n'},
         },
     }
 }

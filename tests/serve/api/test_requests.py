@@ -70,7 +70,7 @@ def test_our_own_failure_is_a_500_that_tells_no_secrets(api, data_url):
     ],
 )
 def test_a_request_beyond_its_time_is_cancelled_and_answered_504(make, limits, data_url, hold, path, body):
-    api = make(limits=limits.model_copy(update={"request_seconds": 0.3}))
+    api = make(limits=limits.model_copy(update={"request_seconds": 1.5}))
     hold()
     answer = api.post(path, json=body(data_url()))
     assert (answer.status_code, answer.json()["error"]["type"]) == (504, "timeout")
