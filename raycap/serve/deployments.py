@@ -29,6 +29,7 @@ class _Deployment:
         tracing: where its spans go.
     """
 
+    stage: Encoder | Refiner | Decoder
     telemetry = Telemetry()
 
     def __init__(self, options: ComputeOptions, tracing: Tracing | None) -> None:
@@ -38,6 +39,18 @@ class _Deployment:
         if options.torch_threads is not None:
             torch.set_num_threads(options.torch_threads)
         self.telemetry = Telemetry.of_replica(tracing)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve's call: load the models of a :class:`~raycap.serve.stages.weights.Routing`."""
+        for weights in _weights_of(user_config, self.stage.options):
+            await self.stage.models(weights)
+
+    async def prepare(self, weights: str) -> None:
+        await self.stage.prepare(weights)
+
+    async def num_unfinished(self) -> int:
+        """Of this replica's requests; 0 where nothing is left of those that were given up."""
+        return self.stage.num_unfinished
 
     async def check_health(self) -> None:
         """Serve's call: a replica whose GPU answers nothing any more, as after an error on it, is replaced."""
@@ -54,23 +67,12 @@ class _Source(_Deployment):
 
     stage: Encoder | Refiner
 
-    async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        for weights in _weights_of(user_config, self.stage.options):
-            await self.stage.models(weights)
-
     async def __call__(self, task: ImageTask) -> Encoded:
         return await self.stage(task)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
         return {OWN_WORK: self.stage.num_unfinished}
-
-    async def prepare(self, weights: str) -> None:
-        await self.stage.prepare(weights)
-
-    async def num_unfinished(self) -> int:
-        """Of this replica's requests; 0 where nothing is left of those that were given up."""
-        return self.stage.num_unfinished
 
 
 class EncoderDeployment(_Source):
@@ -104,13 +106,6 @@ class _Captioner(_Deployment):
     async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
         return await self.stage.embed(task)
 
-    async def prepare(self, weights: str) -> None:
-        await self.stage.prepare(weights)
-
-    async def num_unfinished(self) -> int:
-        """Of this replica's requests; 0 where nothing is left of those that were given up."""
-        return self.stage.num_unfinished
-
 
 class DecoderDeployment(_Captioner):
     """Pixels to captions, with the refiner's help."""
@@ -122,10 +117,6 @@ class DecoderDeployment(_Captioner):
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
         return {OWN_WORK: self.stage.num_unfinished}
-
-    async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        for weights in _weights_of(user_config, self.stage.options):
-            await self.stage.models(weights)
 
 
 class CaptionerDeployment(_Captioner):

@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,7 @@ from raycap.errors import UserError
 from raycap.job import USER_ERROR_EXIT_CODE
 from raycap.progress import say
 from raycap.serve.config import CaptionArgs
-from raycap.serve.server import failure_reason
+from raycap.serve.server import answers, failure_reason
 
 _BUILDER = "raycap.serve.app:build"
 _INGRESS = "ingress"
@@ -145,7 +144,7 @@ def _wait_until_ready(urls: dict[str, str], ready_seconds: float, stop: threadin
         for name in urls:
             if name in applications and applications[name].status is ApplicationStatus.DEPLOY_FAILED:
                 raise UserError(f"serve: {failure_reason(applications[name])}")
-        waiting_for = [name for name, url in urls.items() if not _is_ready(f"{url}/readyz")]
+        waiting_for = [name for name, url in urls.items() if not answers(f"{url}/readyz", patience_seconds=15)]
         if not waiting_for:
             return True
         if time.monotonic() > deadline:
@@ -154,14 +153,6 @@ def _wait_until_ready(urls: dict[str, str], ready_seconds: float, stop: threadin
                 "see `serve status` and Ray's logs"
             )
     return False
-
-
-def _is_ready(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=15) as response:
-            return bool(response.status == 200)
-    except OSError:
-        return False
 
 
 def _drain(schema: ServeDeploySchema, drain_seconds: float) -> None:

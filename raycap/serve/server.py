@@ -86,7 +86,7 @@ def _wait_until_ready(health_url: str, ready_seconds: float) -> None:
         if status.status is ApplicationStatus.DEPLOY_FAILED:
             raise UserError(f"serve: {failure_reason(status)}")
         # The proxy learns of the replicas a moment after the controller.
-        if status.status is ApplicationStatus.RUNNING and _answers(health_url):
+        if status.status is ApplicationStatus.RUNNING and answers(health_url):
             return
         if time.monotonic() > deadline:
             slow = [f"{name} ({stage.status})" for name, stage in status.deployments.items() if stage.message]
@@ -105,9 +105,10 @@ def failure_reason(status: ApplicationStatusOverview) -> str:
     return errors[-1] if errors else " ".join(" ".join(messages or [status.message]).split())
 
 
-def _answers(url: str) -> bool:
+def answers(url: str, patience_seconds: float = 5.0) -> bool:
+    """Whether a GET of the URL is answered 200 in time."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=patience_seconds) as response:
             return bool(response.status == 200)
     except OSError:
         return False

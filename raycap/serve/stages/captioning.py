@@ -91,11 +91,7 @@ class Decoder:
         """Requests that the models decode, or that wait for that."""
         return sum(loop.num_unfinished for loop in self.loops)
 
-    async def _load(self, weights: Weights) -> _Decoding:
-        # Not in the thread that computes: requests for other models go on meanwhile.
-        return await asyncio.to_thread(self._load_and_warm, weights)
-
-    def _load_and_warm(self, weights: Weights) -> _Decoding:
+    def _load(self, weights: Weights) -> _Decoding:
         encoder, decoder = load_blip(weights.model)
         # Before the stage casts the weights: fingerprints, and the RBM that re-ranks, know them as they were.
         pair = pair_id(weights.model, encoder, decoder)

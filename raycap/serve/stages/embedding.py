@@ -1,7 +1,6 @@
 """The predictor's encoder and refiner with batches made from concurrent requests: the same objects whether each is a
 deployment of its own or all are in one replica."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -80,11 +79,7 @@ class Encoder:
         """Images in a batch, or waiting for one."""
         return self.batcher.num_unfinished
 
-    async def _load(self, weights: Weights) -> _Encoding:
-        # Not in the thread that computes: requests for other models go on meanwhile.
-        return await asyncio.to_thread(self._load_and_warm, weights)
-
-    def _load_and_warm(self, weights: Weights) -> _Encoding:
+    def _load(self, weights: Weights) -> _Encoding:
         encoder, _ = load_blip(weights.model)
         stage = EncoderStage(encoder, weights.model, weights.precision)
         if weights.rbm is not None:
@@ -161,11 +156,7 @@ class Refiner:
         """Images in a batch, or waiting for one."""
         return self.batcher.num_unfinished
 
-    async def _load(self, weights: Weights) -> _Refining:
-        # Not in the thread that computes: requests for other models go on meanwhile.
-        return await asyncio.to_thread(self._load_and_warm, weights)
-
-    def _load_and_warm(self, weights: Weights) -> _Refining:
+    def _load(self, weights: Weights) -> _Refining:
         assert weights.rbm is not None
         stage = RefinerStage(weights.rbm)
         return _Refining(stage, refiner_fingerprint(stage.refiner))

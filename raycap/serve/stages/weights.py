@@ -1,5 +1,7 @@
 """The models an application serves: what a request may name, and what the stages load for it."""
 
+import asyncio
+import functools
 import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -48,7 +50,13 @@ class Weights(Config):
 
     @classmethod
     def from_key(cls, key: str) -> "Weights":
-        return cls.model_validate_json(key)
+        return _parsed(key)
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(key: str) -> Weights:
+    # Every request brings its key to every stage.
+    return Weights.model_validate_json(key)
 
 
 class ServedModel(Weights):
@@ -108,7 +116,7 @@ class Routing(Config):
         return self
 
 
-def resident(load: Callable[[Weights], Awaitable[LoadedT]], max_models: int) -> Callable[[str], Awaitable[LoadedT]]:
+def resident(load: Callable[[Weights], LoadedT], max_models: int) -> Callable[[str], Awaitable[LoadedT]]:
     """From a weights key to what is loaded for it; the least recently used of more than ``max_models`` is dropped.
 
     In a replica Serve's multiplexing does this, and sends further requests for a model to replicas that hold it;
@@ -116,7 +124,8 @@ def resident(load: Callable[[Weights], Awaitable[LoadedT]], max_models: int) -> 
     """
 
     async def load_key(key: str) -> LoadedT:
-        return await load(Weights.from_key(key))
+        # Beside the thread that computes: requests for other models go on meanwhile.
+        return await asyncio.to_thread(load, Weights.from_key(key))
 
     if in_replica():
         multiplexed: Callable[[str], Awaitable[LoadedT]] = serve.multiplexed(max_num_models_per_replica=max_models)(
