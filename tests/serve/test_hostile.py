@@ -269,7 +269,7 @@ def test_slow_and_idle_clients_do_not_block_others_and_a_slow_body_is_cut(url, c
 def test_clients_that_leave_in_the_middle_are_no_failure_of_the_server(url, caption, session):
     log = ServeLog(session)
     for beginning in (head("Content-Length: 1000000") + GOOD, head(LENGTH) + GOOD):
-        for _ in range(20):
+        for _ in range(100):
             with wire.connect(url) as connection:
                 # Closed with a reset, as by a client that crashed.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

@@ -4,6 +4,7 @@ import logging
 import time
 from typing import Any
 
+from ray.exceptions import TaskCancelledError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -53,9 +54,16 @@ class RecordRequests:
                     headers[name] = value
             await send(message)
 
+        async def receive_or_leave() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                # Serve asks its proxy for what the client sends, and cancels that when the client has left.
+                return {"type": "http.disconnect"}
+
         try:
             self._require_fit(scope)
-            await self.app(scope, receive, send_with_headers)
+            await self.app(scope, receive_or_leave, send_with_headers)
         except RequestError as refusal:
             await answer_error(refusal, record)(scope, receive, send_with_headers)
         except Exception as error:
