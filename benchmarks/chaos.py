@@ -1,12 +1,12 @@
 """Captions under steady load for long: latency by the minute, memory, and what is seen of killed replicas.
 
-    python benchmarks/chaos.py [--seconds 600] [--load 0.8] [--faults] [--clients 16]
+    python benchmarks/chaos.py [--seconds 600] [--load 0.8] [--faults] [--nodes 2] [--clients 16]
 
-Starts a cluster on this machine, with two replicas of encoder, refiner, decoder and ingress and tiny
-models; measures how many captions per second it gives at most; then asks for a share of
-that, at a fixed rate, for the time given. Without --faults memory is watched: the resident memory of all replicas and
-proxies, every 5 s, and the slope of a line through it after the first fifth. With --faults a replica of each
-stage in turn is killed every 15 s. Every caption is compared with the
+Starts a cluster on this machine, with two replicas of encoder, refiner, decoder and ingress and tiny models; measures
+how many captions per second it gives at most; then asks for a share of that, at a fixed rate, for the time given.
+Without --faults memory is watched: the resident memory of all replicas and proxies, every 5 s, and the slope of a line
+through it after the first fifth. With --faults a replica of each stage in turn is killed every 15 s; with --nodes 2, in
+a network of its own, first the second node as a whole, and another takes its place. Every caption is compared with the
 predictor's. Exits with 1 where one is wrong, where an error is no invitation to ask again, or where memory grows faster
 than --max-growth. The last line is one JSON object.
 """
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import threading
@@ -27,11 +28,14 @@ from typing import Any
 
 import numpy as np
 
+# In the place of this folder, whose serve.py would be taken for the tests' serve.
+sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from serve.faults import STAGES, Fault, check, in_pairs, inflict, kill_replica, saturation
+from serve import private_network
+from serve.faults import NODE, STAGES, Fault, check, in_pairs, inflict, kill_replica, lose_node, saturation
 from serve.load import Load, LoadResult
-from serve.local_cluster import LocalCluster, wait_until
+from serve.local_cluster import HOST, LocalCluster, wait_until
 from serve.tiny_models import Served, make_files, make_models
 
 MIB = 1024 * 1024
@@ -42,8 +46,12 @@ _PATIENCE_SECONDS = 120.0
 
 def main() -> None:
     arguments = _parse()
+    if arguments.nodes > 1:
+        private_network.enter()
+    host = HOST if arguments.nodes == 1 else private_network.ADDRESSES[0]
     files = make_files()
-    with tempfile.TemporaryDirectory() as directory, LocalCluster() as cluster:
+    with tempfile.TemporaryDirectory() as directory, LocalCluster(host=host) as cluster:
+        second = cluster.add_node(private_network.ADDRESSES[1]) if arguments.nodes > 1 else None
         model = Served.of(make_models(Path(directory)), files)
         cluster.deploy(in_pairs(model))
         cluster.wait_until_running(300)
@@ -55,7 +63,7 @@ def main() -> None:
         began_at = time.monotonic()
         with memory, Load(cluster.url, files, arguments.clients, rate=rate) as load:
             if arguments.faults:
-                faults = _kill_in_turn(cluster, load, rate, began_at + arguments.seconds)
+                faults = _kill_in_turn(cluster, second, load, rate, began_at + arguments.seconds)
             time.sleep(max(0.0, began_at + arguments.seconds - time.monotonic()))
     result = {
         "hardware": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
@@ -106,16 +114,29 @@ class Memory:
         return float(np.polyfit((at - at[0]) / 60, num_bytes / MIB, 1)[0])
 
 
-def _kill_in_turn(cluster: LocalCluster, load: Load, rate: float, until: float) -> list[Fault]:
+def _kill_in_turn(
+    cluster: LocalCluster, second: subprocess.Popen[bytes] | None, load: Load, rate: float, until: float
+) -> list[Fault]:
     faults: list[Fault] = []
+
+    def wait(stage: str) -> None:
+        wait_until(lambda: len(cluster.replicas().get(stage, {})) == 2, 120, cluster.log)
+
     time.sleep(5)
+    if second is not None:
+        host = private_network.ADDRESSES[1]
+        faults.append(inflict(NODE, load, lose_node(cluster, second, host), rate, _PATIENCE_SECONDS))
+        print(json.dumps(faults[-1].as_json()), flush=True)
+        cluster.add_node(host)
+        for stage in STAGES:
+            wait(stage)
     while True:
         for stage in STAGES:
             if time.monotonic() > until:
                 return faults
             faults.append(inflict(stage, load, kill_replica(cluster, stage), rate, _PATIENCE_SECONDS))
             print(json.dumps(faults[-1].as_json()), flush=True)
-            wait_until(lambda: len(cluster.replicas().get(stage, {})) == 2, 120, cluster.log)  # noqa: B023
+            wait(stage)
             time.sleep(min(_BETWEEN_FAULTS_SECONDS, max(0.0, until - time.monotonic())))
 
 
@@ -147,6 +168,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=16, help="requests at once, at most")
     parser.add_argument("--warm-seconds", type=float, default=15, help="of measuring the most")
     parser.add_argument("--faults", action="store_true", help="kill replicas of each stage in turn")
+    parser.add_argument("--nodes", type=int, default=1, choices=(1, 2), help="of the cluster")
     parser.add_argument(
         "--max-growth", type=float, default=4.0, help="of memory, MiB per minute, all replicas together"
     )

@@ -3,16 +3,18 @@
 import itertools
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from serve.load import Load, LoadResult, Sample
-from serve.local_cluster import LocalCluster, disaggregated
+from serve.local_cluster import LocalCluster, disaggregated, kill_tree
 from serve.tiny_models import Served
 
 STAGES = ("encoder", "refiner", "decoder", "ingress")
+NODE = "node"
 REQUEST_SECONDS = 20.0
 _WINDOW_SECONDS = 3.0
 
@@ -66,6 +68,18 @@ def kill_replica(cluster: LocalCluster, stage: str) -> Callable[[], None]:
     return lambda: os.kill(pid, signal.SIGKILL)
 
 
+def lose_node(cluster: LocalCluster, node: subprocess.Popen[bytes], host: str) -> Callable[[], None]:
+    """A function that kills a node with all that runs on it.
+
+    Raises:
+        AssertionError: no replica of some stage runs there: its loss would show nothing.
+    """
+    node_id = cluster.node_of(host)
+    spared = [stage for stage, replicas in cluster.replicas().items() if node_id not in replicas.values()]
+    assert not spared, f"nothing of {', '.join(spared)} runs on the node"
+    return lambda: kill_tree(node)
+
+
 def inflict(name: str, load: Load, fault: Callable[[], None], rate: float, patience_seconds: float) -> Fault:
     """Do it, and wait until the load is answered as before.
 
@@ -101,12 +115,13 @@ def inflict(name: str, load: Load, fault: Callable[[], None], rate: float, patie
 
 def check(result: LoadResult, model: Served, faults: Sequence[Fault] = ()) -> None:
     """No wrong answer, none too late, and no error but those after which a client may ask again. What a killed ingress
-    had in its hands, Serve's own proxy answers with a bare 500: nothing of ours is left there to say more.
+    had in its hands, alone or with its node, Serve's own proxy answers with a bare 500: nothing of ours is left there
+    to say more.
 
     Raises:
         AssertionError: one of them.
     """
-    ingress_killed_at = [fault.at for fault in faults if fault.name == "ingress"]
+    ingress_killed_at = [fault.at for fault in faults if fault.name in ("ingress", NODE)]
 
     def died_with(sample: Sample) -> bool:
         is_bare = (sample.status, sample.error) == (500, "Internal Server Error")

@@ -17,35 +17,39 @@ from typing import Any
 import httpx
 import psutil
 import yaml
-from ray.util.state import list_actors
+from ray.util.state import list_actors, list_nodes
 
 HOST = "127.0.0.1"
-# Of this machine alone, and none that was set for other clusters of the same user.
-_ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_AUTH_MODE": "disabled",
-}
+# None that was set for other clusters of the same user.
+_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+# Ray then listens on the loopback address alone, and takes no second node.
+_ONE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 class LocalCluster:
-    """A head from :meth:`start` on; everything it started is gone after :meth:`stop`."""
+    """A head from :meth:`start` on; everything it started is gone after :meth:`stop`.
 
-    def __init__(self, environment: Mapping[str, str] = {}) -> None:
+    Args:
+        environment: of the nodes, beside this process's own.
+        host: address of the head. More nodes can come if it is one of a :mod:`private_network`.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = {}, host: str = HOST) -> None:
+        self.host = host
         # Ray's sockets' paths have 107 characters at most.
         self.directory = Path(tempfile.mkdtemp(prefix="ray-"))
         self.environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        self.environment |= _ENVIRONMENT | dict(environment)
+        self.environment |= _ENVIRONMENT | (_ONE_NODE if host == HOST else {}) | dict(environment)
         self.ray_port, self.dashboard_port, self.http_port, self.client_port = free_ports(4)
         self.nodes: list[subprocess.Popen[bytes]] = []
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.http_port}"
+        return f"http://{self.host}:{self.http_port}"
 
     @property
     def dashboard(self) -> str:
-        return f"http://{HOST}:{self.dashboard_port}"
+        return f"http://{self.host}:{self.dashboard_port}"
 
     def __enter__(self) -> "LocalCluster":
         try:
@@ -59,15 +63,31 @@ class LocalCluster:
 
     def start(self, num_cpus: int = 4) -> "LocalCluster":
         options = [f"--port={self.ray_port}", f"--temp-dir={self.directory}", f"--num-cpus={num_cpus}"]
-        options += [f"--dashboard-host={HOST}", f"--dashboard-port={self.dashboard_port}", "--include-dashboard=true"]
-        self._start_node(["--head", f"--ray-client-server-port={self.client_port}", *options])
+        options += [
+            f"--dashboard-host={self.host}",
+            f"--dashboard-port={self.dashboard_port}",
+            "--include-dashboard=true",
+        ]
+        self._start_node(self.host, ["--head", f"--ray-client-server-port={self.client_port}", *options])
         wait_until(lambda: _get(f"{self.dashboard}/api/version") is not None, 90, self.log)
         return self
 
-    def _start_node(self, options: list[str]) -> subprocess.Popen[bytes]:
+    def add_node(self, host: str, num_cpus: int = 4) -> subprocess.Popen[bytes]:
+        """Another machine, as far as Ray can tell; :func:`kill_tree` is its loss of power."""
+        node = self._start_node(host, [f"--address={self.host}:{self.ray_port}", f"--num-cpus={num_cpus}"])
+        wait_until(lambda: self.node_of(host) is not None, 90, self.log)
+        return node
+
+    def node_of(self, host: str) -> str | None:
+        """The id of the living node at an address."""
+        # Ray takes dead nodes, which are filtered out, for ones that it could not ask.
+        nodes = list_nodes(address=self.dashboard, filters=[("state", "=", "ALIVE")], raise_on_missing_output=False)
+        return next((node.node_id for node in nodes if node.node_ip == host), None)
+
+    def _start_node(self, host: str, options: list[str]) -> subprocess.Popen[bytes]:
         command = [*_script("ray"), "start", "--block", "--disable-usage-stats", "--object-store-memory=100000000"]
         # Any free port: other clusters of this machine want the same of the default range.
-        command += [f"--node-ip-address={HOST}", "--min-worker-port=0", "--max-worker-port=0", *options]
+        command += [f"--node-ip-address={host}", "--min-worker-port=0", "--max-worker-port=0", *options]
         with (self.directory / f"node-{len(self.nodes)}.log").open("w") as log:
             node = subprocess.Popen(
                 command,
@@ -94,7 +114,7 @@ class LocalCluster:
         """`serve deploy` of a file with one application; returns when it is taken, not when it is done."""
         config = {
             "proxy_location": proxy_location,
-            "http_options": {"host": HOST, "port": self.http_port},
+            "http_options": {"host": self.host, "port": self.http_port},
             "logging_config": {"encoding": "JSON"},
             "applications": [dict(application)],
         }

@@ -1,7 +1,13 @@
-"""Replicas of every stage killed under load. benchmarks/chaos.py does it for longer."""
+"""Replicas of every stage, and a whole node, killed under load. benchmarks/chaos.py does it for longer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-from serve.faults import STAGES, check, in_pairs, inflict, kill_replica, saturation
+from serve import private_network
+from serve.faults import NODE, STAGES, check, in_pairs, inflict, kill_replica, saturation
 from serve.load import Load
 from serve.local_cluster import LocalCluster, wait_until
 from serve.tiny_models import Served
@@ -28,3 +34,18 @@ def test_no_wrong_answer_and_no_lasting_harm_whatever_is_killed(models, files):
         check(load.result, model, faults)
         assert [fault.name for fault in faults] == list(STAGES)
         assert max(fault.longest_gap_seconds for fault in faults) < PATIENCE_SECONDS / 2
+
+
+@pytest.mark.skipif(private_network.unavailable() is not None, reason=str(private_network.unavailable()))
+def test_no_wrong_answer_and_no_lasting_harm_when_a_node_is_lost():
+    script = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
+    # By a program of its own, which can move into the network that two nodes need.
+    options = ["--nodes", "2", "--faults", "--seconds", "1", "--warm-seconds", "3", "--clients", "8"]
+    done = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    (fault,) = json.loads(done.stdout.splitlines()[-1])["faults"]
+    assert fault["name"] == NODE
+    assert fault["num_requests"] > 0
+    assert fault["longest_gap_seconds"] < PATIENCE_SECONDS / 2
