@@ -1,12 +1,18 @@
 """Served captions beside the bare predictor, LitServe and a plain FastAPI server: all up at once, asked in turn.
 
-    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--seconds 20] [--rounds 2]
+    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--seconds 20] [--rounds 2] [--clients 1 4 16 64]
 
 Two models: BLIP-base's shape with random weights and an RBM of 1,024 hidden units (every caption has 20 tokens), and,
 where --model and --rbm give one, a trained model. Servers: raycap's shapes ``fused`` (as kind: cpu) and
 ``disaggregated`` on one Ray Serve, LitServe around raycap's predictor, FastAPI around transformers. The bare predictor
-captions the same files in batches of 8, decoding and resizing included. Caches are off. In each round every
-system is measured at 1, 4, 16 and 64 clients, each of which asks again when it has its answer; the order turns.
+captions the same files, decoding and resizing included, in batches of 8, 16 or 32, whichever it is fastest with. Caches
+are off. In each round every system is measured at each number of clients, each of which asks again when it has its
+answer; the order turns.
+
+Serve's throughput mode behind HAProxy, which listens on all interfaces, is measured in a network of its own:
+
+    export RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_ENABLE_HA_PROXY=1
+    unshare --map-root-user --net sh -c 'ip link set lo up && python benchmarks/serve.py'
 
 Reported: captions per second at saturation (the best of the client counts) over the bare predictor's; p50 and p99; and
 what a single client waits beyond the model's own time, which the replicas measure (header Server-Timing): ``added_ms``
@@ -57,6 +63,9 @@ from raycap.serve.config import CaptionArgs
 
 CLIENTS = (1, 4, 16, 64)
 BATCH_SIZE = 8
+BARE_BATCH_SIZES = (8, 16, 32)
+# What changes how Serve works, as its own documentation names it.
+MODES = ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "RAY_SERVE_ENABLE_HA_PROXY", "RAY_worker_niceness")
 
 
 class Load(NamedTuple):
@@ -76,9 +85,11 @@ def main() -> None:
     parser.add_argument("--rbm", help="its RBM")
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="requests at once")
     parser.add_argument("--without-base", action="store_true", help="leave BLIP-base's shape out")
     arguments = parser.parse_args()
     files = _files(arguments.images)
+    load_before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
         models = {}
         if not arguments.without_base:
@@ -94,6 +105,8 @@ def main() -> None:
         "machine": platform.machine(),
         "versions": {name: version(name) for name in ("ray", "torch", "transformers", "litserve", "fastapi")},
         "num_images": len(files),
+        "modes": {name: os.environ[name] for name in MODES if name in os.environ},
+        "load_before": load_before,
     }
     print(json.dumps(results | {"conditions": conditions}))
 
@@ -113,17 +126,21 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
             _wait_for(f"http://127.0.0.1:{port}/health")
         predictor = CaptionPredictor.from_pretrained(model, rbm, Precision.AUTO)
         bare: list[float] = []
-        loads: dict[str, dict[int, list[Load]]] = {system: {clients: [] for clients in CLIENTS} for system in urls}
+        loads: dict[str, dict[int, list[Load]]] = {
+            system: {clients: [] for clients in arguments.clients} for system in urls
+        }
         raw = [{"data": file, "headers": {"Content-Type": "image/jpeg"}} for file in files]
         bodies = dict.fromkeys(urls, raw) | {
             "litserve": [{"json": {"image": base64.b64encode(file).decode()}} for file in files]
         }
         for system, url in urls.items():  # to warm them
             asyncio.run(_load(url, bodies[system], 2, 2.0))
+        warm_rates = {size: _bare(predictor, files, size, arguments.seconds / 4) for size in BARE_BATCH_SIZES}
+        batch_size = max(warm_rates, key=warm_rates.__getitem__)
         for round_number in range(arguments.rounds):
             systems = list(urls) if round_number % 2 == 0 else list(reversed(urls))
-            for clients in CLIENTS:
-                bare.append(_bare(predictor, files, arguments.seconds))
+            for clients in arguments.clients:
+                bare.append(_bare(predictor, files, batch_size, arguments.seconds))
                 for system in systems:
                     load = asyncio.run(_load(urls[system], bodies[system], clients, arguments.seconds))
                     loads[system][clients].append(load)
@@ -139,7 +156,7 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
             os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers outlive it otherwise
             process.wait()
     bare_rate = statistics.median(bare)
-    return {"bare_captions_per_second": bare_rate} | {
+    return {"bare_captions_per_second": bare_rate, "bare_batch_size": batch_size} | {
         system: _summary(of_system, bare_rate) for system, of_system in loads.items()
     }
 
@@ -158,8 +175,8 @@ def _summary(loads: dict[int, list[Load]], bare_rate: float) -> dict[str, Any]:
             for clients, of in loads.items()
         },
     }
-    alone = loads[1]
-    if alone[0].own_seconds:
+    alone = loads.get(1, [])
+    if alone and alone[0].own_seconds:
         added = [
             (whole - own, whole - own - prepare)
             for load in alone
@@ -214,11 +231,11 @@ def _server_timing(header: str) -> dict[str, float]:
     return {stage: float(milliseconds) / 1000 for stage, _, milliseconds in entries}
 
 
-def _bare(predictor: CaptionPredictor, files: list[bytes], seconds: float) -> float:
+def _bare(predictor: CaptionPredictor, files: list[bytes], batch_size: int, seconds: float) -> float:
     images, num_captions, begin = itertools.cycle(files), 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
-        predictor.caption([decode_image(file) for file in itertools.islice(images, BATCH_SIZE)])
-        num_captions += BATCH_SIZE
+        predictor.caption([decode_image(file) for file in itertools.islice(images, batch_size)])
+        num_captions += batch_size
     return num_captions / (time.perf_counter() - begin)
 
 
