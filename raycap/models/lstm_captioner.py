@@ -6,7 +6,7 @@ Xu et al. 2015, "Show, Attend and Tell", with soft attention. Shapes: B batch, W
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -95,7 +95,7 @@ class LstmCaptioner(nn.Module):
         self.output = nn.Linear(hidden_dim, vocab_size)
 
     @property
-    def settings(self) -> dict[str, int | float | bool | None]:
+    def settings(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {
             "vocab_size": self.embedding.num_embeddings,

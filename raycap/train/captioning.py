@@ -22,7 +22,7 @@ from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, BlipShape, build_blip
 from raycap.progress import say
 from raycap.tasks.captioning import CaptioningTask
-from raycap.train.recipe import HopelessRunError, Share, decay_matrices
+from raycap.train.recipe import HopelessRunError, Measured, Share, Validation, decay_matrices
 from raycap.train.stream import Arrays, Batch, to_tensors
 
 
@@ -104,6 +104,7 @@ class CaptioningRecipe:
 
     loss_name = "caption_loss"
     score_name: str | None = "caption_loss"
+    score_order: Literal["min", "max"] = "min"
     stopping_metric = "validation_caption_loss"
     compares_training = False
 
@@ -134,6 +135,9 @@ class CaptioningRecipe:
 
     def parameter_groups(self, task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         return decay_matrices(task, weight_decay)
+
+    def measure(self, task: CaptioningTask, device: torch.device, validation: Validation) -> Measured:  # noqa: ARG002
+        return Measured({})
 
     def save_model(self, task: CaptioningTask, directory: Path) -> None:
         save_blip(directory, task.encoder, task.decoder)

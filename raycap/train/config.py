@@ -96,7 +96,8 @@ class EarlyStopping(Config):
 
 class TrainConfig(JobConfig):
     """A training run. ``output`` gets checkpoints, history.jsonl and, in model/, the model of the lowest
-    validation loss (for an RBM, whose loss is no measure, the newest)."""
+    validation loss (of an LSTM captioner that captions validation images the one of the highest CIDEr; of an RBM, whose
+    loss is no measure, the newest)."""
 
     task: Annotated[
         CaptioningTraining | LstmCaptioningTraining | ContrastiveDivergenceTraining, Field(discriminator="kind")

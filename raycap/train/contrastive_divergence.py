@@ -36,7 +36,7 @@ from raycap.train.embeddings import (
     StoredFeatures,
     measure_statistics,
 )
-from raycap.train.recipe import HopelessRunError, Share, decay_matrices
+from raycap.train.recipe import HopelessRunError, Measured, Share, Validation, decay_matrices
 from raycap.train.stream import Source
 
 
@@ -137,6 +137,7 @@ class ContrastiveDivergenceRecipe:
 
     loss_name = "contrastive_divergence"
     score_name: str | None = None
+    score_order: Literal["min", "max"] = "min"
     stopping_metric = "free_energy_gap"
     compares_training = True  # free energies are known up to log Z only: their difference tells
 
@@ -201,6 +202,9 @@ class ContrastiveDivergenceRecipe:
             scale = self.settings.variance_learning_rate_scale
             groups.append({"params": [log_variance], "weight_decay": 0.0, "lr_scale": scale})
         return groups
+
+    def measure(self, task: ContrastiveDivergenceTask, device: torch.device, validation: Validation) -> Measured:  # noqa: ARG002
+        return Measured({})
 
     def save_model(self, task: ContrastiveDivergenceTask, directory: Path) -> None:
         save_refiner(directory, task.refiner, self.encoder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from raycap.data.crops import centre_crops, random_crops
@@ -51,14 +52,22 @@ class CroppedImages:
         captions: list[str] = []
         for chunk in chunks:
             table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
-            whole = decode_images(chunk, table, self.resize)
             if chunk.file in self._augmented_files:
+                whole = decode_images(chunk, table, self.resize)
                 images.append(random_crops(whole, self.image_size, rng))
             else:
-                images.append(centre_crops(whole, self.image_size))
+                images.append(self._middles(chunk, table))
             captions += draw_captions(table, rng)
         input_ids = encode_words(self.vocabulary, captions, self.max_tokens)
         return {"images": np.concatenate(images), "input_ids": input_ids}
+
+    def views(self, chunk: Chunk, some: slice) -> Arrays:
+        """``images`` (n, H, W, 3) uint8, the middles of some of a chunk's images; nothing is drawn."""
+        table = read_chunk(chunk, ["image_id", "image_bytes"])
+        return {"images": self._middles(chunk, table.slice(some.start, some.stop - some.start))}
+
+    def _middles(self, chunk: Chunk, table: pa.Table) -> np.ndarray:
+        return centre_crops(decode_images(chunk, table, self.resize), self.image_size)
 
     def to_samples(self, arrays: Arrays) -> Batch:
         return to_tensors(arrays)

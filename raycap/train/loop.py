@@ -20,7 +20,7 @@ from raycap.progress import Progress, say
 from raycap.train.config import AdamW, DeepSpeed, InPlace, TrainConfig
 from raycap.train.host import Host, RayTrainHost
 from raycap.train.in_place import InPlaceStrategy
-from raycap.train.recipe import HopelessRunError, Recipe, Share
+from raycap.train.recipe import HopelessRunError, Measured, Recipe, Share, Validation
 from raycap.train.state import HISTORY, Place, load_state, save_state
 from raycap.train.strategy import DdpStrategy, DeepSpeedStrategy, Losses, Strategy
 from raycap.train.stream import (
@@ -171,6 +171,7 @@ class Worker:
                     self._checkpoint({})
                 continue
             metrics = self._evaluate(stream, evaluations)
+            metrics |= self._measure_model().metrics
             if self._measure is not None:
                 metrics |= self._measure(self.task)
             self._record(metrics)
@@ -295,6 +296,18 @@ class Worker:
         totals = self._sum_over_workers([*(sums[name] for name in names), count])
         return {name: total / totals[-1] for name, total in zip(names, totals, strict=False)}
 
+    def _measure_model(self) -> Measured:
+        """What the recipe says of the model, without a trace in what is drawn afterwards."""
+        config, epoch = self.config, self.place.epoch
+        dtype = config.precision.dtype(self.device)
+        about = Validation(epoch, epoch == config.epochs, self.rank, self.num_workers, self.host.speaks)
+        with (
+            torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []),
+            torch.autocast(self.device.type, dtype, enabled=dtype is not torch.float32),
+            self.strategy.whole(),
+        ):
+            return self.recipe.measure(self.task, self.device, about)
+
     def _sum_over_workers(self, values: list[float]) -> list[float]:
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.num_workers > 1:
@@ -336,12 +349,19 @@ class Worker:
         return _format({f"train_{name}": total.item() / count for name, total in self.place.loss_sums.items()})
 
     def _publish_if_best(self, metrics: dict[str, float]) -> None:
-        place, name = self.place, self.recipe.score_name
-        score = metrics[f"validation_{name}"] if name else None
-        if score is not None and place.best_score is not None and not score < place.best_score:
+        place, score = self.place, self._score(metrics)
+        if place.best_score is not None and (score is None or not score < place.best_score):
             return
         place.best_score = score
         self.strategy.publish(self.recipe.save_model, storage.join(self.config.output, "model"), place.step)
+
+    def _score(self, metrics: dict[str, float]) -> tuple[float, ...] | None:
+        """The lower the better; None where these metrics do not tell."""
+        recipe = self.recipe
+        value = metrics.get(f"validation_{recipe.score_name}")
+        if value is None:
+            return None
+        return (value if recipe.score_order == "min" else -value, metrics[recipe.stopping_metric])
 
     def _stop_if_stale(self, metrics: dict[str, float]) -> None:
         stopping, place, recipe = self.config.early_stopping, self.place, self.recipe
@@ -363,8 +383,8 @@ class Worker:
 
     def _checkpoint(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint and report it; report() is a barrier, so every worker must come here."""
-        name = self.recipe.score_name
-        score = metrics.get(f"validation_{name}", math.nan) if name else float(-self.place.step)
+        newest_is_best = self.recipe.score_name is None
+        score = float(-self.place.step) if newest_is_best else (self._score(metrics) or (math.nan,))[0]
         with tempfile.TemporaryDirectory(prefix="raycap-") as folder:
             self.place.seconds = time.monotonic() - self._started
             save_state(Path(folder), self.rank, self.place, self.strategy, self.task)

@@ -21,17 +21,21 @@ from raycap.checkpoint import (
     save_lstm_captioner,
 )
 from raycap.config import Config
-from raycap.data.rows import Rows, open_rows
+from raycap.data.rows import Chunk, Rows, open_rows
 from raycap.data.vocabulary import SPECIAL_TOKENS, make_vocabulary
 from raycap.data.word_vectors import WordVectors, read_word_vectors
 from raycap.errors import UserError
 from raycap.models.lstm_captioner import LstmCaptioner
+from raycap.models.lstm_decoding import write_captions
 from raycap.models.resnet_regions import ResNetRegions, ResNetShape
 from raycap.progress import say
 from raycap.tasks.lstm_captioning import LstmCaptioningTask
+from raycap.train.caption_validation import Captioned, CaptionValidation, broadcast_buffers, caption_chunks, score
 from raycap.train.cropped_images import CroppedImages
-from raycap.train.recipe import Share, decay_matrices
+from raycap.train.recipe import Measured, Sample, Share, Validation, decay_matrices
 from raycap.train.word_counts import count_split_words
+
+_SAMPLES = 8
 
 
 class NewResNet(Config):
@@ -128,6 +132,10 @@ class LstmCaptioningTraining(Config):
     scheduled_sampling: float = Field(default=0.0, ge=0, le=1)
     """Probability of reading, in training, the model's own word in place of the caption's."""
 
+    captions: CaptionValidation | None = CaptionValidation()
+    """Captions of validation images after each epoch, by which the best model is chosen; null chooses it by the lowest
+    validation loss."""
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> LstmCaptioningTraining:
         if isinstance(self.model, NewLstmCaptioner):
@@ -180,7 +188,7 @@ class LstmCaptioningRecipe:
         first_embeddings: of a new model, vectors by word id.
     """
 
-    score_name: str | None = "caption_loss"
+    score_order: Literal["min", "max"]
     stopping_metric = "validation_caption_loss"
     compares_training = False
 
@@ -195,6 +203,8 @@ class LstmCaptioningRecipe:
         self.first_embeddings = first_embeddings or {}
         self.train_split, self.validation_split = settings.train_split, settings.validation_split
         self.loss_name = "total_loss" if settings.coverage_weight else "caption_loss"
+        self.score_name: str | None = "cider" if settings.captions else "caption_loss"
+        self.score_order = "max" if settings.captions else "min"
 
     def build_task(self, seed: int, first_sample: int, share: Share) -> LstmCaptioningTask:  # noqa: ARG002
         settings, model = self.settings, self._build()
@@ -218,6 +228,31 @@ class LstmCaptioningRecipe:
         scale = self.settings.encoder_learning_rate_scale
         of_encoder = [group | {"lr_scale": scale} for group in decay_matrices(task.encoder, weight_decay)]
         return decay_matrices(task.decoder, weight_decay) + of_encoder
+
+    def measure(self, task: LstmCaptioningTask, device: torch.device, validation: Validation) -> Measured:
+        """Captions of validation images and their scores, by the very model that would be published now."""
+        settings = self.settings.captions
+        if settings is None or not settings.due(validation):
+            return Measured({})
+        encoder, decoder = _copy(task, device, validation.num_workers)
+        source = self.source(task, device)
+
+        @torch.inference_mode()
+        def write(chunk: Chunk, some: slice) -> list[str]:
+            images = torch.from_numpy(source.views(chunk, some)["images"]).to(device)
+            captions = write_captions(decoder, encoder(images), settings.decoding)
+            return [source.vocabulary.decode(best[0].token_ids) if best else "" for best in captions]
+
+        chunks = self.rows.chunks(self.validation_split)
+        captioned = caption_chunks(chunks, write, settings, validation)
+        return Measured(score(captioned), self._samples(captioned, source) if validation.rank == 0 else ())
+
+    def _samples(self, captioned: dict[str, Captioned], source: CroppedImages) -> tuple[Sample, ...]:
+        chunk = self.rows.chunks(self.validation_split)[0]
+        some = slice(0, min(_SAMPLES, len(captioned), chunk.num_rows))
+        images = source.views(chunk, some)["images"]
+        shown = zip(images, captioned.items(), strict=False)
+        return tuple(Sample(name, image, of_image.caption) for image, (name, of_image) in shown)
 
     def save_model(self, task: LstmCaptioningTask, directory: Path) -> None:
         save_lstm_captioner(directory, CaptioningLstm(task.encoder, task.decoder, self._vocabulary()))
@@ -244,6 +279,20 @@ class LstmCaptioningRecipe:
             for word, vector in self.first_embeddings.items():
                 decoder.embedding.weight[word] = torch.from_numpy(vector)
         return CaptioningLstm(encoder, decoder, vocabulary)
+
+
+def _copy(task: LstmCaptioningTask, device: torch.device, num_workers: int) -> tuple[ResNetRegions, LstmCaptioner]:
+    """The model as the first worker has it, apart from whatever a strategy has tied to the one in training."""
+    trained = task.encoder
+    encoder = ResNetRegions(
+        ResNetModel(trained.resnet.config), trained.image_size, trained.grid, trained.image_mean, trained.image_std
+    )
+    decoder = LstmCaptioner(**task.decoder.settings)
+    encoder.load_state_dict(trained.state_dict())
+    decoder.load_state_dict(task.decoder.state_dict())
+    encoder.to(device)
+    broadcast_buffers(encoder, num_workers)
+    return encoder.eval(), decoder.to(device).eval()
 
 
 def _require_room(resize: int, image_size: int) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,6 +33,37 @@ class Share(NamedTuple):
     """Over how many workers the model is spread."""
 
 
+class Validation(NamedTuple):
+    """Which validation it is, and who takes part."""
+
+    epoch: int
+    """Epochs trained."""
+    last: bool
+    """No other follows, unless the run is stopped early."""
+    rank: int
+    num_workers: int
+    speaks: bool
+    """Whether this worker prints progress lines."""
+
+
+class Sample(NamedTuple):
+    """A prediction to look at."""
+
+    name: str
+    image: np.ndarray
+    """(H, W, 3) uint8."""
+    text: str
+
+
+class Measured(NamedTuple):
+    """What a recipe says of a model beside its losses."""
+
+    metrics: dict[str, float]
+    """Further validation metrics, by the names of the history, the same on every worker."""
+    samples: tuple[Sample, ...] = ()
+    """Of the first worker."""
+
+
 class Recipe(Protocol):
     """Made by the driver from a checked configuration, sent to every worker."""
 
@@ -40,7 +72,10 @@ class Recipe(Protocol):
     loss_name: str
     """Of the task's losses, the one that is minimised."""
     score_name: str | None
-    """Of the validation metrics, the one whose lowest value is the best model; None: the newest is."""
+    """Of the validation metrics, the one that tells the best model; None: the newest is. Between equals
+    ``stopping_metric`` decides; where a validation lacks it, its model is the best only if there is no other yet."""
+    score_order: Literal["min", "max"]
+    """Whether the lowest or the highest is the best."""
     stopping_metric: str
     """What early stopping watches; the lower the better."""
     compares_training: bool
@@ -60,6 +95,9 @@ class Recipe(Protocol):
 
     def parameter_groups(self, task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         """Parameters for the optimiser, each group with ``lr_scale`` and ``weight_decay``."""
+
+    def measure(self, task: Any, device: torch.device, validation: Validation) -> Measured:
+        """Measure a model beyond its losses; every worker calls it, each with the whole task."""
 
     def save_model(self, task: Any, directory: Path) -> None:
         """Write the trained model into an empty local directory."""

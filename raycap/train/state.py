@@ -28,7 +28,8 @@ class Place:
     """Optimiser steps taken."""
     seconds: float = 0.0
     """Spent so far, over all runs."""
-    best_score: float | None = None
+    best_score: tuple[float, ...] | None = None
+    """Of the published model, the lower the better; None until a model has one."""
     best_stopping_value: float | None = None
     validations_without_gain: int = 0
     stopped: bool = False

@@ -40,6 +40,9 @@ class Strategy(Protocol):
     def learning_rate(self) -> float:
         """Of the first parameter group."""
 
+    def whole(self) -> AbstractContextManager[Any]:
+        """Within it the task holds all its parameters, to be read; every worker enters it."""
+
     def publish(self, save: SaveModel, uri: str, step: int) -> None:
         """Put the model in its place, where readers see all of it or none; every worker calls it."""
 
@@ -60,6 +63,9 @@ class ReplicatedStrategy:
 
     def learning_rate(self) -> float:
         return self._optimizer.param_groups[0]["lr"]
+
+    def whole(self) -> AbstractContextManager[Any]:
+        return nullcontext()
 
     def publish(self, save: SaveModel, uri: str, step: int) -> None:  # noqa: ARG002 - one file, whatever the step
         if is_first_worker():
@@ -181,9 +187,11 @@ class DeepSpeedStrategy:
     def learning_rate(self) -> float:
         return self._engine.get_lr()[0]
 
+    def whole(self) -> AbstractContextManager[Any]:
+        return self._gathered(list(self._engine.module.parameters()) if self._stage == 3 else [])
+
     def publish(self, save: SaveModel, uri: str, step: int) -> None:  # noqa: ARG002 - one file, whatever the step
-        parameters = list(self._engine.module.parameters()) if self._stage == 3 else []
-        with self._gathered(parameters):
+        with self.whole():
             if is_first_worker():
                 publish_model(save, self._engine.module, uri)
 

@@ -16,6 +16,7 @@ from raycap.progress import say
 from raycap.train.claim import claim, is_claimed
 from raycap.train.config import TrainConfig
 from raycap.train.loop import ERROR, train_worker
+from raycap.train.recipe import Recipe
 from raycap.train.state import HISTORY
 from raycap.train.stream import READER_CPUS
 
@@ -76,7 +77,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         raise UserError(error_line)
     _delete_orphans(storage.join(config.output, _CHECKPOINTS), result)
     storage.delete_partials(config.output)
-    return _metrics(config, recipe.score_name)
+    return _metrics(config, recipe)
 
 
 def _find_run(config: TrainConfig) -> dict[str, Any] | None:
@@ -124,15 +125,15 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude=_FREE_SETTINGS)
 
 
-def _metrics(config: TrainConfig, score_name: str | None) -> dict[str, Any]:
+def _metrics(config: TrainConfig, recipe: Recipe) -> dict[str, Any]:
     """The last record of the history, and where the model is."""
     lines = storage.read_bytes(storage.join(config.output, HISTORY)).splitlines()
     history = [json.loads(line) for line in lines]
     trained = next(record for record in reversed(history) if any(name.startswith("train_") for name in record))
     metrics = {"model": storage.join(config.output, "model"), **trained, **history[-1]}
-    if score_name is not None:
-        name = f"validation_{score_name}"
-        metrics[f"best_{name}"] = min(record[name] for record in history if name in record)
+    if recipe.score_name is not None:
+        name, best = f"validation_{recipe.score_name}", min if recipe.score_order == "min" else max
+        metrics[f"best_{name}"] = best(record[name] for record in history if name in record)
     return metrics
 
 

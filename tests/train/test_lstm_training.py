@@ -11,9 +11,10 @@ import torch
 from tiny import CAPTIONS
 
 from raycap.checkpoint import encoder_fingerprint, load_lstm_captioner
-from raycap.data.rows import open_rows
+from raycap.data.rows import decode_images, open_rows, read_chunk
 from raycap.data.vocabulary import count_words, make_vocabulary
 from raycap.errors import UserError
+from raycap.metrics.caption import caption_scores
 from raycap.models.lstm_decoding import LstmDecoding, write_captions
 from raycap.train.config import TrainConfig
 from raycap.train.lstm_captioning import LstmCaptioningTraining
@@ -75,6 +76,30 @@ def test_training_lowers_the_loss_and_writes_a_model_that_writes_captions(ddp_ru
         words = model.vocabulary.decode(caption.token_ids).split()
         assert 0 < len(words) == len(caption.attention)
         assert set(words) <= set(" ".join(CAPTIONS).split())
+
+
+def test_the_scores_of_an_epoch_are_those_of_the_captions_its_published_model_writes(
+    ddp_run: Path, tiny_rows: str
+) -> None:
+    validations = [record for record in history(ddp_run) if "validation_cider" in record]
+    assert len(validations) == 2
+    best = max(validations, key=lambda r: (r["validation_cider"], -r["validation_caption_loss"]))
+    model, candidates, references = load_lstm_captioner(str(ddp_run / "model")), {}, {}
+    for chunk in open_rows(tiny_rows).chunks("dev"):
+        table = read_chunk(chunk)
+        whole = decode_images(chunk, table, 36)
+        with torch.no_grad():
+            regions = model.encoder(torch.from_numpy(whole[:, 2:34, 2:34].copy()))
+        for image_id, (caption,), texts in zip(
+            table["image_id"].to_pylist(),
+            write_captions(model.decoder, regions, LstmDecoding()),
+            table["captions"].to_pylist(),
+            strict=True,
+        ):
+            candidates[image_id], references[image_id] = model.vocabulary.decode(caption.token_ids), texts
+    scores = caption_scores(candidates, references, java=False)
+    for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider"):
+        assert best[f"validation_{name}"] == pytest.approx(scores[name], rel=1e-6), name
 
 
 @pytest.mark.parametrize("stage", [2, 3])
