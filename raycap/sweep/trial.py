@@ -82,7 +82,8 @@ def _trial_config(config: SweepConfig, settings: dict[str, Any], output: str) ->
         raise UserError("; ".join(error_lines(TrainConfig, error))) from None
     # Ray Data's tasks would wait for resources that Tune gives to other trials.
     threads = trial.torch_threads or max(1, int(config.cpus_per_trial))
-    return trial.model_copy(update={"readers_per_worker": 0, "checkpoint_every_steps": None, "torch_threads": threads})
+    settings_of_trials = {"readers_per_worker": 0, "checkpoint_every_steps": None, "tensorboard": False}
+    return trial.model_copy(update=settings_of_trials | {"torch_threads": threads})
 
 
 def _train(trial: TrainConfig, settings: dict[str, Any], config: SweepConfig, data: HeldOut) -> None:

@@ -161,6 +161,10 @@ class TrainConfig(JobConfig):
 
     log_every_steps: int = Field(default=10, ge=1)
 
+    tensorboard: bool = True
+    """Write losses, learning rate, validation scores and sample captions to ``output``/tensorboard, at each
+    checkpoint."""
+
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced, each time from the last checkpoint."""
 

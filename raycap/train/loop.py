@@ -8,7 +8,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from raycap.progress import Progress, say
 from raycap.train.config import AdamW, DeepSpeed, InPlace, TrainConfig
 from raycap.train.host import Host, RayTrainHost
 from raycap.train.in_place import InPlaceStrategy
-from raycap.train.recipe import HopelessRunError, Measured, Recipe, Share, Validation
+from raycap.train.recipe import HopelessRunError, Measured, Recipe, Sample, Share, Validation
 from raycap.train.state import HISTORY, Place, load_state, save_state
 from raycap.train.strategy import DdpStrategy, DeepSpeedStrategy, Losses, Strategy
 from raycap.train.stream import (
@@ -151,6 +151,7 @@ class Worker:
                 self.place.resumed_at = self.place.step
                 if self.host.speaks:
                     say(f"resumed at step {self.place.step:,} of {self.total_steps:,}")
+        self._tracked = len(self.place.history)  # a checkpoint's history is tracked before it is one
         place, self._started = self.place, time.monotonic() - self.place.seconds
         self.progress = Progress("train", "steps", self.total_steps) if self.host.speaks else None
         if self.progress:
@@ -171,13 +172,14 @@ class Worker:
                     self._checkpoint({})
                 continue
             metrics = self._evaluate(stream, evaluations)
-            metrics |= self._measure_model().metrics
+            measured = self._measure_model()
+            metrics |= measured.metrics
             if self._measure is not None:
                 metrics |= self._measure(self.task)
             self._record(metrics)
             self._publish_if_best(metrics)
             self._stop_if_stale(metrics)
-            self._checkpoint(metrics)
+            self._checkpoint(metrics, measured.samples)
         if self.progress:
             self.progress.finish()
 
@@ -381,7 +383,7 @@ class Worker:
                 name = recipe.stopping_metric
                 say(f"stopped early after epoch {place.epoch}: {name} is {value:.4f}, at best {best:.4f}")
 
-    def _checkpoint(self, metrics: dict[str, float]) -> None:
+    def _checkpoint(self, metrics: dict[str, float], samples: Sequence[Sample] = ()) -> None:
         """Write a checkpoint and report it; report() is a barrier, so every worker must come here."""
         newest_is_best = self.recipe.score_name is None
         score = float(-self.place.step) if newest_is_best else (self._score(metrics) or (math.nan,))[0]
@@ -391,7 +393,16 @@ class Worker:
             if self.rank == 0:
                 history = Path(folder, HISTORY).read_bytes()
                 storage.write_bytes(storage.join(self.config.output, HISTORY), history)
+                self._track(samples)
             self.host.report({"step": self.place.step, "score": score, **metrics}, Path(folder))
+
+    def _track(self, samples: Sequence[Sample]) -> None:
+        place = self.place
+        records, self._tracked = place.history[self._tracked :], len(place.history)
+        if self.config.tensorboard and (records or samples):
+            from raycap.train.tensorboard import write_events  # takes a second
+
+            write_events(self.config.output, place.step, records, samples)
 
 
 def _share(config: TrainConfig, rank: int, num_workers: int) -> Share:

@@ -104,7 +104,7 @@ def _claim_output(config: TrainConfig) -> None:
 
 def _clear(output: str) -> None:
     # run.json last: without it, checkpoints that are still there would be taken for the next run's.
-    for name in ("metrics.json", ERROR, HISTORY, _CHECKPOINTS, "model", "tokenizer", _RUN):
+    for name in ("metrics.json", ERROR, HISTORY, _CHECKPOINTS, "tensorboard", "model", "tokenizer", _RUN):
         storage.delete(storage.join(output, name))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import CAPTIONS
 
 from raycap.checkpoint import encoder_fingerprint, load_lstm_captioner
@@ -100,6 +101,14 @@ def test_the_scores_of_an_epoch_are_those_of_the_captions_its_published_model_wr
     scores = caption_scores(candidates, references, java=False)
     for name in ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "cider"):
         assert best[f"validation_{name}"] == pytest.approx(scores[name], rel=1e-6), name
+
+
+def test_tensorboard_has_the_whole_history_and_a_caption_of_each_epoch(ddp_run: Path) -> None:
+    events = EventAccumulator(str(ddp_run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+    for tag, name in (("train/caption_loss", "train_caption_loss"), ("validation/cider", "validation_cider")):
+        expected = [(r["step"], pytest.approx(r[name], rel=1e-5)) for r in history(ddp_run) if name in r]
+        assert [(event.step, event.value) for event in events.Scalars(tag)] == expected
+    assert len(events.Images("captions/dev-0")) == 2
 
 
 @pytest.mark.parametrize("stage", [2, 3])
