@@ -18,10 +18,14 @@ class LstmCaptioningTask(Task):
     A trained ResNet's running statistics are each worker's own, of the images it has seen; the first worker's are
     published. A frozen one keeps those it came with.
 
+    Attributes:
+        frozen: whether the encoder is frozen now.
+
     Args:
         encoder: images to regions.
         decoder: regions to words.
         freeze_encoder: train the decoder alone.
+        unfreeze_after_epochs: so many epochs the encoder is frozen, and then trained; None keeps to freeze_encoder.
         coverage_weight: of the coverage loss; 0 is off.
         scheduled_sampling: probability, in training, of reading the model's own word in place of the caption's.
     """
@@ -33,15 +37,23 @@ class LstmCaptioningTask(Task):
         freeze_encoder: bool = False,
         coverage_weight: float = 0.0,
         scheduled_sampling: float = 0.0,
+        unfreeze_after_epochs: int | None = None,
     ) -> None:
         super().__init__()
-        self.encoder, self.decoder, self.freeze_encoder = encoder, decoder, freeze_encoder
+        self.encoder, self.decoder, self.frozen = encoder, decoder, freeze_encoder
+        self.unfreeze_after_epochs = unfreeze_after_epochs
         self.coverage_weight, self.scheduled_sampling = coverage_weight, scheduled_sampling
         encoder.requires_grad_(not freeze_encoder)
 
+    def begin_epoch(self, epoch: int) -> None:
+        if self.unfreeze_after_epochs is not None:
+            self.frozen = epoch < self.unfreeze_after_epochs
+            self.encoder.requires_grad_(not self.frozen)
+            self.train(self.training)
+
     def train(self, mode: bool = True) -> LstmCaptioningTask:
         super().train(mode)
-        self.encoder.train(mode and not self.freeze_encoder)
+        self.encoder.train(mode and not self.frozen)
         return self
 
     def forward(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -66,9 +78,10 @@ class LstmCaptioningTask(Task):
         return {"caption_loss": loss, "coverage_loss": coverage, "total_loss": total}
 
     def worker_state(self) -> dict[str, Any]:
-        return {} if self.freeze_encoder else {"statistics": dict(self.encoder.named_buffers())}
+        return {} if self.frozen else {"statistics": dict(self.encoder.named_buffers())}
 
     def load_worker_state(self, state: dict[str, Any]) -> None:
+        statistics = state.get("statistics", {})  # none from when it was frozen
         for name, buffer in self.encoder.named_buffers():
-            if not self.freeze_encoder:
-                buffer.copy_(state["statistics"][name])
+            if name in statistics:
+                buffer.copy_(statistics[name])

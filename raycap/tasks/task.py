@@ -10,6 +10,9 @@ from torch import nn
 class Task(nn.Module):
     """``forward(batch) -> {name: 0-d loss}``; parameters and buffers are the same on every worker."""
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Called before each epoch, from 0, and where a run is resumed; may change which parameters are trained."""
+
     def worker_state(self) -> dict[str, Any]:
         """What belongs to this worker alone and must be in a checkpoint, such as Markov chains."""
         return {}

@@ -177,6 +177,14 @@ class TrainConfig(JobConfig):
             raise ValueError(f"strategy.kind (deepspeed) needs num_workers ({self.num_workers}) of at least 1")
         if isinstance(self.strategy, InPlace) and not isinstance(self.task, ContrastiveDivergenceTraining):
             raise ValueError(f"strategy.kind (in_place) trains RBMs only, not {self.task.kind}; set it to ddp")
+        unfreezes = (
+            isinstance(self.task, LstmCaptioningTraining) and self.task.unfreeze_encoder_after_epochs is not None
+        )
+        if isinstance(self.strategy, DeepSpeed) and unfreezes:
+            raise ValueError(
+                "task.unfreeze_encoder_after_epochs: strategy.kind (deepspeed) shards what is trained from the first "
+                "step; set it to ddp, or train in two runs"
+            )
         if self.spreads_model:
             self._require_images()
         return self

@@ -227,6 +227,7 @@ class Worker:
 
     def _train_epoch(self, stream: BatchStream, plan: Plan) -> None:
         config, place = self.config, self.place
+        self.strategy.begin_epoch(place.epoch)
         skip, self._skip = self._skip, 0
         batches = stream.batches(plan, self.share.samples_per_part, skip=skip)
         while place.step_in_epoch < self.steps_per_epoch:

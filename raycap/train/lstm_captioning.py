@@ -116,6 +116,9 @@ class LstmCaptioningTraining(Config):
     freeze_encoder: bool = False
     """Train the decoder alone; the encoder's running statistics stay, too."""
 
+    unfreeze_encoder_after_epochs: int | None = Field(default=None, ge=1)
+    """Fine-tune in two stages: so many epochs as with freeze_encoder, then both; null keeps to freeze_encoder."""
+
     encoder_learning_rate_scale: float = Field(default=1.0, gt=0)
     """Of the encoder's learning rate, beside the decoder's."""
 
@@ -138,6 +141,11 @@ class LstmCaptioningTraining(Config):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> LstmCaptioningTraining:
+        if self.freeze_encoder and self.unfreeze_encoder_after_epochs is not None:
+            raise ValueError(
+                f"unfreeze_encoder_after_epochs ({self.unfreeze_encoder_after_epochs}): freeze_encoder keeps the "
+                "encoder frozen for good; leave one of them out"
+            )
         if isinstance(self.model, NewLstmCaptioner):
             _require_room(self.resize, self.model.image_size)
         return self
@@ -209,7 +217,12 @@ class LstmCaptioningRecipe:
     def build_task(self, seed: int, first_sample: int, share: Share) -> LstmCaptioningTask:  # noqa: ARG002
         settings, model = self.settings, self._build()
         return LstmCaptioningTask(
-            model.encoder, model.decoder, settings.freeze_encoder, settings.coverage_weight, settings.scheduled_sampling
+            model.encoder,
+            model.decoder,
+            settings.freeze_encoder,
+            settings.coverage_weight,
+            settings.scheduled_sampling,
+            settings.unfreeze_encoder_after_epochs,
         )
 
     def source(self, task: LstmCaptioningTask, device: torch.device) -> CroppedImages:  # noqa: ARG002

@@ -28,6 +28,9 @@ _PARAMETERS = "parameters.pt"
 class Strategy(Protocol):
     """A task on its device with optimiser and schedule."""
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell the task that an epoch begins, or is gone on with, and follow it in what is trained."""
+
     def backward(self, batch: Batch, loss_name: str, *, last: bool) -> Losses:
         """Losses of a batch, their gradient added up; ``last`` of the batches of a step."""
 
@@ -60,6 +63,9 @@ class ReplicatedStrategy:
         self._task, self._optimizer = task, optimizer
         self._schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         self._parts: dict[str, Any] = {"task": task, "optimizer": optimizer, "schedule": self._schedule}
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._task.begin_epoch(epoch)
 
     def learning_rate(self) -> float:
         return self._optimizer.param_groups[0]["lr"]
@@ -104,11 +110,25 @@ class DdpStrategy(ReplicatedStrategy):
         clip_norm: float | None,
     ) -> None:
         super().__init__(task, optimizer, schedule)
-        self._device = device
+        self._device, self._num_workers = device, num_workers
         self._model: nn.Module = task
-        if num_workers > 1:
-            self._model = DistributedDataParallel(task, device_ids=[device] if device.type == "cuda" else None)
+        self._trained: list[bool] = []
         self._autocast_dtype, self._accumulation_steps, self._clip_norm = autocast_dtype, accumulation_steps, clip_norm
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        trained = [parameter.requires_grad for parameter in self._task.parameters()]
+        if self._num_workers == 1 or trained == self._trained:
+            return
+        # It waits for the gradients of the parameters that were trained when it was made.
+        if isinstance(self._model, DistributedDataParallel):
+            self._model._remove_autograd_hooks()
+        self._model = DistributedDataParallel(
+            self._task,
+            device_ids=[self._device] if self._device.type == "cuda" else None,
+            init_sync=not self._trained,  # later on the workers are equal, but for what is each one's own
+        )
+        self._trained = trained
 
     def backward(self, batch: Batch, loss_name: str, *, last: bool) -> Losses:
         quiet = not last and isinstance(self._model, DistributedDataParallel)
@@ -163,10 +183,14 @@ class DeepSpeedStrategy:
             config["torch_autocast"] = {"enabled": True, "dtype": str(autocast_dtype)}
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         self._stage, self._clips = stage, clip_norm is not None
+        self._task = task
         self._engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, lr_scheduler=scheduler, config=config, dist_init_required=False
         )
         self._gathered = deepspeed.zero.GatheredParameters
+
+    def begin_epoch(self, epoch: int) -> None:
+        self._task.begin_epoch(epoch)
 
     def backward(self, batch: Batch, loss_name: str, *, last: bool) -> Losses:
         losses: Losses = self._engine(batch)

@@ -74,6 +74,25 @@ def test_a_trained_encoder_s_statistics_are_the_worker_s_own() -> None:
     assert task_of(freeze_encoder=True).worker_state() == {}
 
 
+def test_the_encoder_is_set_free_after_so_many_epochs() -> None:
+    task, batch = task_of(unfreeze_after_epochs=2), batch_of()
+    before = {name: tensor.clone() for name, tensor in task.encoder.state_dict().items()}
+    for epoch in range(4):
+        at_border = task.worker_state() if epoch == 2 else None
+        task.begin_epoch(epoch)
+        if at_border is not None:
+            task.load_worker_state(at_border)  # has no statistics yet
+        task.eval().train()
+        task.zero_grad()
+        task(batch)["caption_loss"].backward()
+        frozen = epoch < 2
+        assert all((parameter.grad is None) == frozen for parameter in task.encoder.parameters())
+        assert all(parameter.grad is not None for parameter in task.decoder.parameters())
+        assert bool(task.worker_state()) != frozen
+        same = [torch.equal(tensor, before[name]) for name, tensor in task.encoder.state_dict().items()]
+        assert all(same) == frozen
+
+
 def test_sampling_happens_in_training_alone() -> None:
     task, batch = task_of(freeze_encoder=True, scheduled_sampling=1.0), batch_of()
     sampled = {task(batch)["caption_loss"].item() for _ in range(8)}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from lstm_runs import MODEL, config, history, task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import CAPTIONS
 
@@ -17,35 +16,11 @@ from raycap.data.vocabulary import count_words, make_vocabulary
 from raycap.errors import UserError
 from raycap.metrics.caption import caption_scores
 from raycap.models.lstm_decoding import LstmDecoding, write_captions
-from raycap.train.config import TrainConfig
 from raycap.train.lstm_captioning import LstmCaptioningTraining
 from raycap.train.trainer import train
 from raycap.train.word_counts import count_split_words
 
 pytestmark = pytest.mark.integration
-
-RESNET = {"kind": "new", "shape": {"embedding_size": 8, "hidden_sizes": [16], "depths": [1], "layer_type": "basic"}}
-MODEL = {"kind": "new", "encoder": RESNET, "image_size": 32, "grid": 2, "embed_dim": 8, "hidden_dim": 16}
-
-
-def task(rows: str, model: dict[str, Any] = MODEL, **settings: Any) -> dict[str, Any]:
-    return {"kind": "lstm_captioning", "rows": rows, "model": model, "resize": 36, "max_tokens": 10, **settings}
-
-
-def config(task: dict[str, Any], output: Path, **settings: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {"epochs": 2, "batch_size_per_worker": 20, "log_every_steps": 1, "precision": "fp32"}
-    defaults |= {"cpus_per_worker": 0.5, "torch_threads": 1, "num_workers": 2}
-    optimizer = {"kind": "adamw", "learning_rate": 5e-3, "weight_decay": 0.0}
-    return TrainConfig.model_validate(
-        {"output": str(output), "task": task, "optimizer": optimizer, **defaults, **settings}
-    )
-
-
-def history(output: Path) -> list[dict[str, Any]]:
-    records = [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
-    for record in records:
-        del record["seconds"], record["data_wait_share"]
-    return records
 
 
 def learned(output: Path) -> list[float]:
@@ -153,5 +128,10 @@ def test_what_the_captioner_begins_with_is_checked_first(tiny_rows: str, tiny_bl
     ):
         with pytest.raises(UserError, match=message):
             LstmCaptioningTraining.model_validate(task(tiny_rows) | changes).check()
+    two_stages = task(tiny_rows, unfreeze_encoder_after_epochs=1)
+    with pytest.raises(ValueError, match="unfreeze_encoder_after_epochs .1.: freeze_encoder keeps"):
+        LstmCaptioningTraining.model_validate(two_stages | {"freeze_encoder": True})
+    with pytest.raises(ValueError, match="unfreeze_encoder_after_epochs: strategy.kind .deepspeed.*set it to ddp"):
+        config(two_stages, tmp_path, strategy={"kind": "deepspeed"})
     with pytest.raises(ValueError, match="resize = 36: smaller than the model's image_size .40."):
         LstmCaptioningTraining.model_validate(task(tiny_rows, MODEL | {"image_size": 40}))
