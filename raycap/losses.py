@@ -46,3 +46,13 @@ def coverage_loss(attention: torch.Tensor, counted: torch.Tensor) -> torch.Tenso
     """
     attended = (attention.float() * counted.unsqueeze(-1)).sum(1)  # (B, R)
     return (1 - attended).square().sum(-1).mean()
+
+
+def policy_gradient_loss(log_probability: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+    """Its gradient estimates that of the expected reward, reversed (Williams 1992; Rennie et al. 2017, equation 7).
+
+    Args:
+        log_probability: (B,) in nats, of drawn captions.
+        advantage: (B,) reward less a baseline that does not depend on the draw; carries no gradient.
+    """
+    return -(advantage.detach() * log_probability).mean()

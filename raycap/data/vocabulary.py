@@ -69,5 +69,24 @@ def encode_words(vocabulary: PreTrainedTokenizerBase, captions: Sequence[str], m
     return input_ids
 
 
+def encode_references(
+    vocabulary: PreTrainedTokenizerBase, captions: Sequence[Sequence[str]], num_references: int, max_tokens: int
+) -> np.ndarray:
+    """Several captions an image as their words alone, without start and end.
+
+    Args:
+        captions: of each image; more than ``num_references`` are left out.
+        max_tokens: a caption is cut as by :func:`encode_words`.
+
+    Returns:
+        (n, num_references, max_tokens) int64, padded with ``<pad>``; all unknown words are ``<unk>``.
+    """
+    filled = [[*texts[:num_references], *[""] * (num_references - len(texts))] for texts in captions]
+    input_ids = encode_words(vocabulary, [text for texts in filled for text in texts], max_tokens)
+    words = np.pad(input_ids[:, 1:], ((0, 0), (0, 1)))
+    words[words == vocabulary.eos_token_id] = vocabulary.pad_token_id
+    return words.reshape(len(captions), num_references, max_tokens)
+
+
 def _split_words() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
