@@ -77,7 +77,7 @@ class EncoderId(NamedTuple):
     fingerprint: str
 
 
-def encoder_fingerprint(encoder: BlipImageEncoder) -> str:
+def encoder_fingerprint(encoder: BlipImageEncoder | ResNetRegions) -> str:
     """SHA-256 (16 hex digits) over the encoder's weights (as float32), sizes and normalisation."""
     sizes = [encoder.image_size, encoder.num_tokens, encoder.embed_dim]
     return _fingerprint(encoder, [sizes, encoder.image_mean, encoder.image_std])
@@ -88,6 +88,12 @@ def pair_id(model: str, encoder: BlipImageEncoder, decoder: BlipCaptionDecoder) 
     vocabulary = sorted(decoder.tokenizer.get_vocab().items())
     fingerprint = _fingerprint(decoder, [encoder_fingerprint(encoder), vocabulary])
     return EncoderId(f"{model} (image and caption)", fingerprint)
+
+
+def regions_id(model: str, encoder: ResNetRegions, resize: int) -> EncoderId:
+    """Which ResNet made regions of the middles of images resized to ``resize`` pixels; that is in its hash, too."""
+    digest = hashlib.sha256(f"{encoder_fingerprint(encoder)} {resize}".encode())
+    return EncoderId(f"{model} (middles of {resize} pixels)", digest.hexdigest()[:16])
 
 
 def refiner_fingerprint(refiner: nn.Module) -> str:
@@ -263,6 +269,26 @@ def load_lstm_captioner(source: str, field: str = "model") -> CaptioningLstm:
         nn.ModuleDict({"encoder": encoder, "decoder": decoder}).load_state_dict(load_file(directory / _WEIGHTS))
         vocabulary = PreTrainedTokenizerFast.from_pretrained(directory)
     return CaptioningLstm(encoder.eval(), decoder.eval(), vocabulary)
+
+
+def load_region_encoder(
+    source: str, image_size: int | None = None, grid: int | None = None, field: str = "model"
+) -> ResNetRegions:
+    """Load an LSTM captioner's encoder, or make one of a ResNet, on the CPU, in float32 and evaluation mode.
+
+    Args:
+        source: a directory or s3:// prefix of an LSTM captioner, or what :func:`load_resnet` takes.
+        image_size, grid: of a ResNet's regions, by default 224 and 7; a captioner has its own.
+
+    Raises:
+        UserError: nothing there, another model, or sizes given of a captioner.
+    """
+    if not (_is_directory(source) and _read_config(source, field)["model_type"] == _LSTM_CAPTIONER):
+        return ResNetRegions(load_resnet(source, field), image_size or 224, grid or 7).eval()
+    for name, value in (("image_size", image_size), ("grid", grid)):
+        if value is not None:
+            raise UserError(f"regions.{name} = {value}: {source} is an LSTM captioner, which has its own; leave it out")
+    return load_lstm_captioner(source, field).encoder
 
 
 def load_resnet(source: str, field: str = "encoder") -> ResNetModel:

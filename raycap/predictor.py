@@ -20,6 +20,7 @@ from raycap.hardware import Precision, default_device
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, Decoding
 from raycap.models.clip import ClipImageEncoder
 from raycap.models.joint import score_captions
+from raycap.models.resnet_regions import ResNetRegions
 from raycap.rerank import Rerank, Reranker
 
 
@@ -42,7 +43,9 @@ class EncoderStage:
         precision: the weights are cast to it.
     """
 
-    def __init__(self, encoder: BlipImageEncoder, name: str, precision: Precision = Precision.FP32) -> None:
+    def __init__(
+        self, encoder: BlipImageEncoder | ResNetRegions, name: str, precision: Precision = Precision.FP32
+    ) -> None:
         self.id = EncoderId(name, encoder_fingerprint(encoder))
         self.device = default_device()
         self.encoder = encoder.to(self.device, precision.dtype(self.device))

@@ -18,18 +18,19 @@ from typing import Any, Literal
 
 import ray
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raycap import storage
 from raycap.batch.extract_plan import Item, done_files, plan
-from raycap.batch.extract_stages import EncodeChunk, embedder_id, native_precision, read_images
+from raycap.batch.extract_stages import EncodeChunk, RegionsView, load_embedder, native_precision, read_images
 from raycap.batch.pool import PoolConfig, require_room, run_pool
-from raycap.checkpoint import EncoderId, absolute_source, load_blip
+from raycap.checkpoint import EncoderId, absolute_source
 from raycap.data.features import MANIFEST, claim_store, claimed_precision, finish_store
 from raycap.data.rows import Rows, open_rows
 from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.blip import BlipImageEncoder
+from raycap.models.resnet_regions import ResNetRegions
 from raycap.progress import Progress, say
 
 # One call encodes, the others write; one thread writes about 300 images/s of BLIP-base's size.
@@ -44,11 +45,16 @@ class ExtractConfig(PoolConfig):
     """Rows of jobs/ingest.py."""
 
     model: str
-    """BLIP directory, s3:// prefix or hub name; its image encoder is used."""
+    """BLIP directory, s3:// prefix or hub name; its image encoder is used. For regions an LSTM captioner or a
+    ResNet."""
 
-    embeddings: Literal["image", "image_text"] = "image"
+    embeddings: Literal["image", "image_text", "regions"] = "image"
     """Every token of each image; or, for an RBM that re-ranks captions, one joint vector for each pair of an image
-    and one of its captions, made by encoder and decoder."""
+    and one of its captions, made by encoder and decoder; or, for an LSTM captioner whose encoder is frozen, a ResNet's
+    regions of each image's middle."""
+
+    regions: RegionsView | None = None
+    """Of embeddings: regions, what the ResNet sees; null has the defaults."""
 
     splits: tuple[str, ...] | None = None
     """Splits to encode; null is all that the rows have."""
@@ -63,14 +69,24 @@ class ExtractConfig(PoolConfig):
     def with_captions(self) -> bool:
         return self.embeddings == "image_text"
 
+    @property
+    def view(self) -> RegionsView | None:
+        """What a ResNet sees; None without one."""
+        return (self.regions or RegionsView()) if self.embeddings == "regions" else None
+
+    @model_validator(mode="after")
+    def _regions_fit(self) -> ExtractConfig:
+        if self.regions is not None and self.embeddings != "regions":
+            raise ValueError(f"regions: of no use with embeddings ({self.embeddings}); set embeddings: regions")
+        return self
+
 
 def extract(config: ExtractConfig) -> dict[str, Any]:
     """Encode the images of rows into a feature store, only those that are missing there."""
     started = time.monotonic()
     rows = open_rows(config.rows)
     wanted = _wanted_splits(config, rows)
-    encoder, decoder = load_blip(config.model)
-    owner = embedder_id(config.model, encoder, decoder, config.with_captions)
+    encoder, _, owner = load_embedder(config.model, config.with_captions, config.view)
     output = storage.absolute(config.output)
     precision = _claim(config, output, owner)
     items = plan(rows, config.with_captions)
@@ -144,11 +160,12 @@ def _worker(config: ExtractConfig, output: str, owner: EncoderId, precision: Pre
         "precision": precision,
         "batch_size": config.batch_size or (64 if config.use_gpu else 1),
         "with_captions": config.with_captions,
+        "regions": config.view,
     }
 
 
 def _encode(
-    config: ExtractConfig, missing: Sequence[Item], worker: dict[str, Any], encoder: BlipImageEncoder
+    config: ExtractConfig, missing: Sequence[Item], worker: dict[str, Any], encoder: BlipImageEncoder | ResNetRegions
 ) -> dict[str, Any]:
     """Do what is missing, showing progress, and count."""
     if not missing:
@@ -156,7 +173,8 @@ def _encode(
     progress = Progress("extract", "images", sum(item.chunk.num_rows for item in missing))
     reports = []
     rows = [item.chunk._asdict() | {"name": item.file.name, "source": item.source} for item in missing]
-    read = partial(read_images, image_size=encoder.image_size, with_captions=config.with_captions)
+    resize = config.view.resize if config.view else None
+    read = partial(read_images, image_size=encoder.image_size, with_captions=config.with_captions, resize=resize)
     chunk_bytes = max(item.chunk.num_rows for item in missing) * encoder.image_size**2 * 3
     calls = _CALLS_PER_GPU_WORKER if config.use_gpu else _CALLS_PER_CPU_WORKER
     for report in run_pool(config, rows, read, EncodeChunk, worker, chunk_bytes, calls):

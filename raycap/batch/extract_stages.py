@@ -6,18 +6,22 @@ import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from raycap.batch.pool import decode_span, usable_threads
-from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, pair_id
+from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, load_region_encoder, pair_id, regions_id
+from raycap.config import Config
+from raycap.data.crops import centre_crops
 from raycap.data.features import write_features
 from raycap.data.rows import Chunk, read_chunk
 from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder
+from raycap.models.resnet_regions import ResNetRegions
 from raycap.predictor import DecoderStage, EncoderStage
 
 
@@ -26,28 +30,69 @@ def native_precision(device: torch.device) -> Precision:
     return Precision.BF16 if Precision.AUTO.dtype(device) is torch.bfloat16 else Precision.FP32
 
 
-def read_images(row: dict[str, Any], *, image_size: int, with_captions: bool = False) -> list[dict[str, Any]]:
+class RegionsView(Config):
+    """Of an image the middle window, for a ResNet's regions; nothing is drawn, as training on images does."""
+
+    resize: int = Field(default=256, ge=32)
+    """Edge to which images are resized before the window of image_size is cut out."""
+
+    image_size: int | None = Field(default=None, ge=32)
+    """Edge of the window; null is an LSTM captioner's own, and 224 for a ResNet."""
+
+    grid: int | None = Field(default=None, ge=1)
+    """grid x grid regions; null is an LSTM captioner's own, and 7 for a ResNet."""
+
+
+class Embedder(NamedTuple):
+    """What makes embeddings of one kind."""
+
+    encoder: BlipImageEncoder | ResNetRegions
+    decoder: BlipCaptionDecoder | None
+    """Of joint embeddings."""
+    id: EncoderId
+
+
+def load_embedder(model: str, with_captions: bool, regions: RegionsView | None) -> Embedder:
+    """Load on the CPU, in float32.
+
+    Raises:
+        UserError: nothing there, or another model.
+    """
+    if regions is not None:
+        of_regions = load_region_encoder(model, regions.image_size, regions.grid)
+        if regions.resize < of_regions.image_size:
+            size = of_regions.image_size
+            raise UserError(
+                f"regions.resize = {regions.resize}: smaller than the image_size ({size}); set at least that"
+            )
+        return Embedder(of_regions, None, regions_id(model, of_regions, regions.resize))
+    encoder, decoder = load_blip(model)
+    if with_captions:
+        return Embedder(encoder, decoder, pair_id(model, encoder, decoder))
+    return Embedder(encoder, None, EncoderId(model, encoder_fingerprint(encoder)))
+
+
+def read_images(
+    row: dict[str, Any], *, image_size: int, with_captions: bool = False, resize: int | None = None
+) -> list[dict[str, Any]]:
     """Decode one chunk of rows.
 
     Args:
         row: ``file``, ``row_group`` and ``num_rows`` of the chunk; what else is in it goes along.
+        resize: give the middles of images of this edge; None gives whole images of image_size.
 
     Returns:
         One row: that of before with ``image_ids`` (n,), ``images`` (n, image_size, image_size, 3) uint8,
         ``captions``, a list of texts for each image as JSON (empty without captions), and ``error``; n is 0 if a
         file is no image.
     """
-    image_ids, images, error = decode_span(row, image_size)
+    image_ids, images, error = decode_span(row, resize or image_size)
+    images = centre_crops(images, image_size)
     captions = []
     if with_captions and not error:
         chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))
         captions = read_chunk(chunk, ["captions"])["captions"].to_pylist()
     return [row | {"image_ids": image_ids, "images": images, "captions": json.dumps(captions), "error": error}]
-
-
-def embedder_id(model: str, encoder: BlipImageEncoder, decoder: BlipCaptionDecoder, with_captions: bool) -> EncoderId:
-    """Whose embeddings a store holds."""
-    return pair_id(model, encoder, decoder) if with_captions else EncoderId(model, encoder_fingerprint(encoder))
 
 
 class EncodeChunk:
@@ -61,6 +106,7 @@ class EncodeChunk:
         fingerprint: of what the store belongs to: the encoder, or both halves.
         batch_size: images that the encoder takes at once.
         with_captions: make joint embeddings of images and their captions.
+        regions: make regions by a ResNet.
         torch_threads: of the encoder on the CPU, at most; never more than this machine has cores.
     """
 
@@ -72,21 +118,24 @@ class EncodeChunk:
         precision: Precision,
         batch_size: int,
         with_captions: bool,
+        regions: RegionsView | None,
         torch_threads: int,
     ) -> None:
         self.output, self.batch_size = output, batch_size
         self.torch_threads = usable_threads(torch_threads)
         # One thread for all of torch: each thread that computes would start its own team of OpenMP threads.
         self._encoding = ThreadPoolExecutor(1, initializer=lambda: torch.set_num_threads(self.torch_threads))
-        self._encoding.submit(self._load, model, fingerprint, precision, with_captions).result()
+        self._encoding.submit(self._load, model, fingerprint, precision, with_captions, regions).result()
         self._ready_at = time.time()
 
-    def _load(self, model: str, fingerprint: str, precision: Precision, with_captions: bool) -> None:
-        encoder, decoder = load_blip(model)
-        if embedder_id(model, encoder, decoder, with_captions).fingerprint != fingerprint:
+    def _load(
+        self, model: str, fingerprint: str, precision: Precision, with_captions: bool, regions: RegionsView | None
+    ) -> None:
+        encoder, decoder, owner = load_embedder(model, with_captions, regions)
+        if owner.fingerprint != fingerprint:
             raise ValueError(f"model = {model}: not the model that the job began with; leave it alone meanwhile")
         self._stage = EncoderStage(encoder, model, precision)
-        self._decoder = DecoderStage(decoder, precision) if with_captions else None
+        self._decoder = DecoderStage(decoder, precision) if decoder else None
         self._shape = (1, 2 * encoder.embed_dim) if with_captions else (encoder.num_tokens, encoder.embed_dim)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

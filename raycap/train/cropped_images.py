@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from raycap.data.crops import centre_crops, random_crops
 from raycap.data.rows import Chunk, Rows, decode_images, draw_captions, read_chunk
-from raycap.data.vocabulary import encode_words
+from raycap.data.vocabulary import encode_references, encode_words
 from raycap.train.stream import Arrays, Batch, to_tensors
 
 
@@ -24,6 +24,7 @@ class CroppedImages:
         resize: edge of the whole image, in pixels.
         image_size: edge of the window, in pixels; at most ``resize``.
         max_tokens: T.
+        num_references: K; so many of an image's captions are given beside the drawn one.
     """
 
     samples_per_row = 1
@@ -37,19 +38,22 @@ class CroppedImages:
         resize: int,
         image_size: int,
         max_tokens: int,
+        num_references: int = 0,
     ) -> None:
         self.rows, self.vocabulary = rows, vocabulary
         self.resize, self.image_size, self.max_tokens = resize, image_size, max_tokens
-        self.bytes_per_row = image_size**2 * 3 + max_tokens * 8
+        self.num_references = num_references
+        self.bytes_per_row = image_size**2 * 3 + max_tokens * 8 * (1 + num_references)
         self._augmented_files = {chunk.file for chunk in rows.chunks(augmented_split)}
 
     def chunks(self, split: str) -> list[Chunk]:
         return self.rows.chunks(split)
 
     def read(self, chunks: Sequence[Chunk], rng: np.random.Generator) -> Arrays:
-        """``images`` (n, H, W, 3) uint8 and ``input_ids`` (n, T) int64."""
+        """``images`` (n, H, W, 3) uint8, ``input_ids`` (n, T) int64, and ``reference_ids`` (n, K, T) where K > 0."""
         images: list[np.ndarray] = []
-        captions: list[str] = []
+        drawn: list[str] = []
+        captions: list[list[str]] = []
         for chunk in chunks:
             table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
             if chunk.file in self._augmented_files:
@@ -57,9 +61,10 @@ class CroppedImages:
                 images.append(random_crops(whole, self.image_size, rng))
             else:
                 images.append(self._middles(chunk, table))
-            captions += draw_captions(table, rng)
-        input_ids = encode_words(self.vocabulary, captions, self.max_tokens)
-        return {"images": np.concatenate(images), "input_ids": input_ids}
+            drawn += draw_captions(table, rng)
+            captions += table["captions"].to_pylist()
+        words = encode_texts(self.vocabulary, drawn, captions, self.max_tokens, self.num_references)
+        return {"images": np.concatenate(images), **words}
 
     def views(self, chunk: Chunk, some: slice) -> Arrays:
         """``images`` (n, H, W, 3) uint8, the middles of some of a chunk's images; nothing is drawn."""
@@ -71,3 +76,17 @@ class CroppedImages:
 
     def to_samples(self, arrays: Arrays) -> Batch:
         return to_tensors(arrays)
+
+
+def encode_texts(
+    vocabulary: PreTrainedTokenizerBase,
+    drawn: Sequence[str],
+    captions: Sequence[Sequence[str]],
+    max_tokens: int,
+    num_references: int,
+) -> Arrays:
+    """Drawn captions, one an image, and the images' references where there are to be any."""
+    words = {"input_ids": encode_words(vocabulary, drawn, max_tokens)}
+    if num_references:
+        words["reference_ids"] = encode_references(vocabulary, captions, num_references, max_tokens)
+    return words

@@ -18,21 +18,26 @@ from raycap.checkpoint import (
     absolute_source,
     load_lstm_captioner,
     load_resnet,
+    regions_id,
     save_lstm_captioner,
 )
 from raycap.config import Config
-from raycap.data.rows import Chunk, Rows, open_rows
-from raycap.data.vocabulary import SPECIAL_TOKENS, make_vocabulary
+from raycap.data.features import FeatureStore, open_store
+from raycap.data.rows import Chunk, Rows, open_rows, read_chunk
+from raycap.data.vocabulary import SPECIAL_TOKENS, encode_references, make_vocabulary
 from raycap.data.word_vectors import WordVectors, read_word_vectors
 from raycap.errors import UserError
+from raycap.metrics.cider import CorpusCider
 from raycap.models.lstm_captioner import LstmCaptioner
 from raycap.models.lstm_decoding import write_captions
 from raycap.models.resnet_regions import ResNetRegions, ResNetShape
 from raycap.progress import say
-from raycap.tasks.lstm_captioning import LstmCaptioningTask
+from raycap.tasks.lstm_captioning import LstmCaptioningTask, Reward, regions_of
 from raycap.train.caption_validation import Captioned, CaptionValidation, broadcast_buffers, caption_chunks, score
 from raycap.train.cropped_images import CroppedImages
 from raycap.train.recipe import Measured, Sample, Share, Validation, decay_matrices
+from raycap.train.stored_regions import StoredRegions, pair_chunks
+from raycap.train.stream import to_tensors
 from raycap.train.word_counts import count_split_words
 
 _SAMPLES = 8
@@ -100,6 +105,33 @@ class PretrainedLstmCaptioner(Config):
     """Model directory or s3:// prefix."""
 
 
+class OnlineRegions(Config):
+    """Regions that the encoder makes of the images in each epoch, of drawn windows in training."""
+
+    kind: Literal["online"] = "online"
+
+
+class RegionStore(Config):
+    """Regions that a frozen encoder made once: one middle view of each image, in half precision, no window drawn and
+    none mirrored."""
+
+    kind: Literal["store"] = "store"
+
+    path: str
+    """Directory or s3:// prefix of jobs/extract.py with embeddings: regions."""
+
+
+class SelfCritical(Config):
+    """Train by the CIDEr of drawn captions less that of the greedy one (Rennie et al. 2017). CIDEr's document
+    frequencies are those of the training references; words that are not in the vocabulary count as one."""
+
+    samples_per_image: int = Field(default=1, ge=1)
+    """Captions drawn of each image of a batch."""
+
+    max_words: int = Field(default=20, ge=1)
+    """Longest drawn caption."""
+
+
 class LstmCaptioningTraining(Config):
     """Trains a ResNet and an LSTM with attention on rows."""
 
@@ -112,6 +144,9 @@ class LstmCaptioningTraining(Config):
     validation_split: str = "dev"
 
     model: Annotated[NewLstmCaptioner | PretrainedLstmCaptioner, Field(discriminator="kind")] = NewLstmCaptioner()
+
+    regions: Annotated[OnlineRegions | RegionStore, Field(discriminator="kind")] = OnlineRegions()
+    """Where the regions come from; a store needs freeze_encoder."""
 
     freeze_encoder: bool = False
     """Train the decoder alone; the encoder's running statistics stay, too."""
@@ -135,6 +170,10 @@ class LstmCaptioningTraining(Config):
     scheduled_sampling: float = Field(default=0.0, ge=0, le=1)
     """Probability of reading, in training, the model's own word in place of the caption's."""
 
+    self_critical: SelfCritical | None = None
+    """Learn from a reward, beginning with a trained model (model: {kind: pretrained}); null learns from the captions'
+    own words."""
+
     captions: CaptionValidation | None = CaptionValidation()
     """Captions of validation images after each epoch, by which the best model is chosen; null chooses it by the lowest
     validation loss."""
@@ -146,9 +185,22 @@ class LstmCaptioningTraining(Config):
                 f"unfreeze_encoder_after_epochs ({self.unfreeze_encoder_after_epochs}): freeze_encoder keeps the "
                 "encoder frozen for good; leave one of them out"
             )
+        if self.self_critical is not None:
+            self._require_trained()
+        if isinstance(self.regions, RegionStore) and not self.freeze_encoder:
+            raise ValueError("regions.kind (store): the regions of a trained encoder change; set freeze_encoder: true")
         if isinstance(self.model, NewLstmCaptioner):
             _require_room(self.resize, self.model.image_size)
         return self
+
+    def _require_trained(self) -> None:
+        if not isinstance(self.model, PretrainedLstmCaptioner):
+            raise ValueError(
+                f"self_critical: needs a trained model, not model.kind ({self.model.kind}); set pretrained"
+            )
+        for name in ("coverage_weight", "scheduled_sampling"):
+            if value := getattr(self, name):
+                raise ValueError(f"{name} ({value}): of no use with self_critical, which draws captions; leave it out")
 
     def check(self) -> None:
         """See that the data are there, and whatever the model begins with.
@@ -165,18 +217,43 @@ class LstmCaptioningTraining(Config):
                 _require_room(self.resize, encoder.image_size)
             except ValueError as error:
                 raise UserError(f"task.{error}") from None
+            self._open_store(rows, self.model.path, encoder)
             return
         if isinstance(self.model.encoder, PretrainedResNet):
-            self.model.encoder.build()
+            resnet = self.model.encoder.build()
+            encoder = ResNetRegions(resnet, self.model.image_size, self.model.grid)
+            self._open_store(rows, self.model.encoder.path, encoder)
+        elif isinstance(self.regions, RegionStore):
+            raise UserError(
+                "task.regions.kind = store: task.model.encoder is a new one, which made no store; "
+                "give task.model.encoder {kind: pretrained, path: ...}"
+            )
         if self.model.word_vectors is not None:
             read_word_vectors(self.model.word_vectors, (), self.model.embed_dim, "task.model.word_vectors")
+
+    def _open_store(self, rows: Rows, name: str, encoder: ResNetRegions) -> FeatureStore | None:
+        if not isinstance(self.regions, RegionStore):
+            return None
+        owner = regions_id(name, encoder, self.resize)
+        store = open_store(self.regions.path, "task.regions.path", owner.fingerprint)
+        pair_chunks(rows, store, (self.train_split, self.validation_split))
+        return store
 
     def prepare(self, output: str) -> LstmCaptioningRecipe:
         """Make the vocabulary, and read its words' vectors, where the model is new."""
         rows = open_rows(self.rows, "task.rows")
+        if isinstance(self.regions, RegionStore):
+            regions = self.regions.model_copy(update={"path": storage.absolute(self.regions.path)})
+            return self.model_copy(update={"regions": regions})._prepare(rows, output)
+        return self._prepare(rows, output)
+
+    def _prepare(self, rows: Rows, output: str) -> LstmCaptioningRecipe:
         if isinstance(self.model, PretrainedLstmCaptioner):
             model = self.model.model_copy(update={"path": absolute_source(self.model.path)})
-            return LstmCaptioningRecipe(self.model_copy(update={"model": model}), rows, model.path)
+            recipe = LstmCaptioningRecipe(self.model_copy(update={"model": model}), rows, model.path)
+            if self.self_critical is not None:
+                recipe.learn_from_reward(self.self_critical)
+            return recipe
         vocabulary_uri = storage.join(output, "tokenizer")
         if not storage.exists(storage.join(vocabulary_uri, "tokenizer.json")):
             _make_vocabulary(rows, self.train_split, self.model.min_frequency, vocabulary_uri)
@@ -211,8 +288,28 @@ class LstmCaptioningRecipe:
         self.first_embeddings = first_embeddings or {}
         self.train_split, self.validation_split = settings.train_split, settings.validation_split
         self.loss_name = "total_loss" if settings.coverage_weight else "caption_loss"
+        self.reward: Reward | None = None
+        self.num_references = 0
         self.score_name: str | None = "cider" if settings.captions else "caption_loss"
         self.score_order = "max" if settings.captions else "min"
+
+    def learn_from_reward(self, settings: SelfCritical) -> None:
+        """Count the n-grams of the training references.
+
+        Raises:
+            UserError: the vocabulary is too large for that.
+        """
+        chunks = self.rows.chunks(self.train_split)
+        captions = [texts for chunk in chunks for texts in read_chunk(chunk, ["captions"])["captions"].to_pylist()]
+        self.num_references, vocabulary = max(map(len, captions)), self._vocabulary()
+        references = encode_references(vocabulary, captions, self.num_references, self.settings.max_tokens)
+        try:
+            cider = CorpusCider(references, len(vocabulary))
+        except ValueError as error:
+            raise UserError(f"task.model.path = {self.vocabulary_uri}: {error}; raise min_frequency") from None
+        self.reward = Reward(cider, settings.samples_per_image, settings.max_words)
+        self.loss_name = "self_critical_loss"
+        say(f"self-critical: document frequencies of {len(captions):,} training images")
 
     def build_task(self, seed: int, first_sample: int, share: Share) -> LstmCaptioningTask:  # noqa: ARG002
         settings, model = self.settings, self._build()
@@ -223,9 +320,18 @@ class LstmCaptioningRecipe:
             settings.coverage_weight,
             settings.scheduled_sampling,
             settings.unfreeze_encoder_after_epochs,
+            self.reward,
         )
 
-    def source(self, task: LstmCaptioningTask, device: torch.device) -> CroppedImages:  # noqa: ARG002
+    def source(self, task: LstmCaptioningTask, device: torch.device) -> CroppedImages | StoredRegions:  # noqa: ARG002
+        settings = self.settings
+        if isinstance(settings.regions, OnlineRegions):
+            return self._images(task)
+        store = open_store(settings.regions.path, "task.regions.path")
+        splits = (settings.train_split, settings.validation_split)
+        return StoredRegions(self.rows, store, splits, self._vocabulary(), settings.max_tokens, self.num_references)
+
+    def _images(self, task: LstmCaptioningTask) -> CroppedImages:
         settings = self.settings
         return CroppedImages(
             self.rows,
@@ -234,6 +340,7 @@ class LstmCaptioningRecipe:
             resize=settings.resize,
             image_size=task.encoder.image_size,
             max_tokens=settings.max_tokens,
+            num_references=self.num_references,
         )
 
     def parameter_groups(self, task: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -252,18 +359,18 @@ class LstmCaptioningRecipe:
 
         @torch.inference_mode()
         def write(chunk: Chunk, some: slice) -> list[str]:
-            images = torch.from_numpy(source.views(chunk, some)["images"]).to(device)
-            captions = write_captions(decoder, encoder(images), settings.decoding)
+            views = {name: tensor.to(device) for name, tensor in to_tensors(source.views(chunk, some)).items()}
+            captions = write_captions(decoder, regions_of(encoder, views), settings.decoding)
             return [source.vocabulary.decode(best[0].token_ids) if best else "" for best in captions]
 
         chunks = self.rows.chunks(self.validation_split)
         captioned = caption_chunks(chunks, write, settings, validation)
-        return Measured(score(captioned), self._samples(captioned, source) if validation.rank == 0 else ())
+        return Measured(score(captioned), self._samples(captioned, task) if validation.rank == 0 else ())
 
-    def _samples(self, captioned: dict[str, Captioned], source: CroppedImages) -> tuple[Sample, ...]:
+    def _samples(self, captioned: dict[str, Captioned], task: LstmCaptioningTask) -> tuple[Sample, ...]:
         chunk = self.rows.chunks(self.validation_split)[0]
         some = slice(0, min(_SAMPLES, len(captioned), chunk.num_rows))
-        images = source.views(chunk, some)["images"]
+        images = self._images(task).views(chunk, some)["images"]
         shown = zip(images, captioned.items(), strict=False)
         return tuple(Sample(name, image, of_image.caption) for image, (name, of_image) in shown)
 
