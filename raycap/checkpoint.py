@@ -23,7 +23,7 @@ import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -50,12 +50,15 @@ from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, join_blip, 
 from raycap.models.clip import ClipImageEncoder, ClipTextEncoder, split_clip
 from raycap.models.controls import LinearRefiner, NoiseRefiner
 from raycap.models.hidden_projection import HiddenProjectionRefiner
+from raycap.models.lstm_caption_decoder import LstmCaptionDecoder
 from raycap.models.lstm_captioner import LstmCaptioner
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 from raycap.models.resnet_regions import ResNetRegions
 from raycap.models.sharded_rbm import ShardedGaussianBernoulliRBM
 
+ImageEncoder = BlipImageEncoder | ResNetRegions
+CaptionDecoder = BlipCaptionDecoder | LstmCaptionDecoder
 Refiner = RbmRefiner | LinearRefiner | NoiseRefiner | HiddenProjectionRefiner
 _MODEL_TYPES: dict[type[nn.Module], str] = {
     RbmRefiner: "gaussian_bernoulli_rbm",
@@ -63,8 +66,9 @@ _MODEL_TYPES: dict[type[nn.Module], str] = {
     NoiseRefiner: "noise_refiner",
     HiddenProjectionRefiner: "hidden_projection_refiner",
 }
+CaptionerKind = Literal["blip", "lstm_captioner"]
 LoadedT = TypeVar("LoadedT")
-_LSTM_CAPTIONER = "lstm_captioner"
+_LSTM_CAPTIONER: CaptionerKind = "lstm_captioner"
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _OF_VISIBLE_UNITS = {"weight", "visible_bias", "log_variance"}
@@ -77,14 +81,14 @@ class EncoderId(NamedTuple):
     fingerprint: str
 
 
-def encoder_fingerprint(encoder: BlipImageEncoder | ResNetRegions) -> str:
+def encoder_fingerprint(encoder: ImageEncoder) -> str:
     """SHA-256 (16 hex digits) over the encoder's weights (as float32), sizes and normalisation."""
     sizes = [encoder.image_size, encoder.num_tokens, encoder.embed_dim]
     return _fingerprint(encoder, [sizes, encoder.image_mean, encoder.image_std])
 
 
-def pair_id(model: str, encoder: BlipImageEncoder, decoder: BlipCaptionDecoder) -> EncoderId:
-    """Which BLIP made joint embeddings of images and captions: both halves and the vocabulary are in its hash."""
+def pair_id(model: str, encoder: ImageEncoder, decoder: CaptionDecoder) -> EncoderId:
+    """Which captioner made captions, or joint embeddings of them: both halves and the vocabulary are in its hash."""
     vocabulary = sorted(decoder.tokenizer.get_vocab().items())
     fingerprint = _fingerprint(decoder, [encoder_fingerprint(encoder), vocabulary])
     return EncoderId(f"{model} (image and caption)", fingerprint)
@@ -108,6 +112,49 @@ def _fingerprint(module: nn.Module, settings: Any) -> str:
         digest.update(name.encode())
         digest.update(state[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+class CaptionerShape(NamedTuple):
+    """What a captioner's files say of it, without its weights."""
+
+    kind: CaptionerKind
+    image_size: int
+    """Edge of the square images it sees, in pixels."""
+    num_tokens: int
+    """N of an image's embeddings (N, D)."""
+    embed_dim: int
+    """D."""
+
+
+def load_captioner(source: str, field: str = "model") -> tuple[ImageEncoder, CaptionDecoder]:
+    """Load a captioner of either kind as encoder and decoder, on the CPU, in float32 and evaluation mode.
+
+    Args:
+        source: a local directory, an s3:// prefix or, of a BLIP, a hub name.
+        field: the setting that names the source, for errors.
+
+    Raises:
+        UserError: nothing there, or no captioner.
+    """
+    if not _is_lstm_captioner(source, field):
+        return load_blip(source, field)
+    encoder, decoder, vocabulary = load_lstm_captioner(source, field)
+    return encoder, LstmCaptionDecoder(decoder, vocabulary).eval()
+
+
+def read_captioner_shape(source: str, field: str = "model") -> CaptionerShape:
+    """Kind and sizes of a captioner, without loading its weights; arguments and errors as of :func:`load_captioner`."""
+    if not _is_lstm_captioner(source, field):
+        vision = read_blip_config(source, field).vision_config
+        num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
+        return CaptionerShape("blip", vision.image_size, num_tokens, vision.hidden_size)
+    config = _read_config(source, field)
+    image_size, grid = config["images"]["image_size"], config["images"]["grid"]
+    return CaptionerShape("lstm_captioner", image_size, grid**2, config["decoder"]["region_dim"])
+
+
+def _is_lstm_captioner(source: str, field: str) -> bool:
+    return _is_directory(source) and _read_config(source, field)["model_type"] == _LSTM_CAPTIONER
 
 
 def save_blip(directory: Path, encoder: BlipImageEncoder, decoder: BlipCaptionDecoder) -> None:

@@ -12,15 +12,27 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from raycap.checkpoint import EncoderId, Refiner, encoder_fingerprint, load_blip, load_clip, load_refiner, pair_id
+from raycap.checkpoint import (
+    CaptionDecoder,
+    EncoderId,
+    ImageEncoder,
+    Refiner,
+    encoder_fingerprint,
+    load_captioner,
+    load_clip,
+    load_refiner,
+    pair_id,
+)
 from raycap.config import Config
 from raycap.data.images import resize_image
 from raycap.data.text import encode_captions
+from raycap.errors import UserError
 from raycap.hardware import Precision, default_device
-from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, Decoding
+from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.clip import ClipImageEncoder
+from raycap.models.decoding import Decoding
 from raycap.models.joint import score_captions
-from raycap.models.resnet_regions import ResNetRegions
+from raycap.models.written_caption import WrittenCaption
 from raycap.rerank import Rerank, Reranker
 
 
@@ -43,17 +55,15 @@ class EncoderStage:
         precision: the weights are cast to it.
     """
 
-    def __init__(
-        self, encoder: BlipImageEncoder | ResNetRegions, name: str, precision: Precision = Precision.FP32
-    ) -> None:
+    def __init__(self, encoder: ImageEncoder, name: str, precision: Precision = Precision.FP32) -> None:
         self.id = EncoderId(name, encoder_fingerprint(encoder))
         self.device = default_device()
         self.encoder = encoder.to(self.device, precision.dtype(self.device))
 
     @classmethod
     def from_pretrained(cls, model: str, precision: Precision = Precision.FP32) -> EncoderStage:
-        """Load from a BLIP directory, s3:// prefix or hub name."""
-        return cls(load_blip(model)[0], model, precision)
+        """Load from a captioner's directory, s3:// prefix or hub name."""
+        return cls(load_captioner(model)[0], model, precision)
 
     @property
     def image_size(self) -> int:
@@ -98,7 +108,7 @@ class DecoderStage:
         precision: the weights are cast to it.
     """
 
-    def __init__(self, decoder: BlipCaptionDecoder, precision: Precision = Precision.FP32) -> None:
+    def __init__(self, decoder: CaptionDecoder, precision: Precision = Precision.FP32) -> None:
         self.device = default_device()
         self.dtype = precision.dtype(self.device)
         self.decoder = decoder.to(self.device, self.dtype)
@@ -114,8 +124,15 @@ class DecoderStage:
         with a CLIP needs its (B, E) of the images."""
         image_embeds = image_embeds.to(self.device, self.dtype)
         if reranker is not None:
-            return reranker(self.decoder, image_embeds, decoding, image_features)
+            return reranker(self._blip, image_embeds, decoding, image_features)
         return self.decoder.generate(image_embeds, decoding)
+
+    def write(
+        self, image_embeds: torch.Tensor, decoding: Decoding, num_captions: int = 1, explain: bool = False
+    ) -> list[list[WrittenCaption]]:
+        """(B, N, D) of any float type, on any device, to captions of each image, the best first; with ``explain`` that
+        one's attention."""
+        return self.decoder.write(image_embeds.to(self.device, self.dtype), decoding, num_captions, explain)
 
     def embed(self, image_embeds: torch.Tensor, captions: Sequence[Sequence[str]]) -> torch.Tensor:
         """Images, each with its captions (at least one), to joint embeddings: see :mod:`raycap.models.joint`.
@@ -127,7 +144,7 @@ class DecoderStage:
         Returns:
             (number of pairs, 2D) float32, image after image.
         """
-        decoder, most = self.decoder, max(map(len, captions))
+        decoder, most = self._blip, max(map(len, captions))
         texts = [text for of_image in captions for text in (*of_image, *[""] * (most - len(of_image)))]
         positions = decoder.text_decoder.config.max_position_embeddings
         input_ids = torch.from_numpy(encode_captions(decoder.tokenizer, texts, decoder.bos_id, "", positions))
@@ -136,13 +153,19 @@ class DecoderStage:
         joint = score_captions(decoder, image_embeds.to(self.device, self.dtype), input_ids).joint_embeds
         return torch.cat([of_image[: len(texts)] for of_image, texts in zip(joint, captions, strict=True)])
 
+    @property
+    def _blip(self) -> BlipCaptionDecoder:
+        if not isinstance(self.decoder, BlipCaptionDecoder):
+            raise UserError("model: an LSTM captioner has no joint embeddings, and none re-ranks; give a BLIP")
+        return self.decoder
+
 
 class CaptionPredictor:
     """All three stages in one process.
 
     Args:
-        encoder, decoder: of the same BLIP.
-        refiner: None for plain BLIP.
+        encoder, decoder: of the same captioner.
+        refiner: None for its own embeddings.
         reranker: None for the search's own best.
         clip: for a reranker with a CLIP, the half that reads images.
     """
@@ -166,18 +189,19 @@ class CaptionPredictor:
         precision: Precision = Precision.FP32,
         rerank: Rerank | None = None,
     ) -> CaptionPredictor:
-        """Load from a BLIP directory (or s3:// prefix, or hub name) and, if given, a refiner's and a reranker's.
+        """Load from the directory (or s3:// prefix, or hub name) of a BLIP or an LSTM captioner and, if given, a
+        refiner's and a reranker's.
 
         Raises:
             UserError: a directory is missing, or holds another model.
         """
-        blip_encoder, blip_decoder = load_blip(model)
+        image_encoder, caption_decoder = load_captioner(model)
         # Before the stages cast the weights: the RBM knows them as they were.
-        reranker = Reranker(rerank, pair_id(model, blip_encoder, blip_decoder)) if rerank is not None else None
-        encoder = EncoderStage(blip_encoder, model, precision)
+        reranker = Reranker(rerank, pair_id(model, image_encoder, caption_decoder)) if rerank is not None else None
+        encoder = EncoderStage(image_encoder, model, precision)
         refiner = RefinerStage(rbm, encoder.id) if rbm is not None else None
         clip = load_clip_image_encoder(rerank.clip) if rerank is not None and rerank.clip is not None else None
-        return cls(encoder, refiner, DecoderStage(blip_decoder, precision), reranker, clip)
+        return cls(encoder, refiner, DecoderStage(caption_decoder, precision), reranker, clip)
 
     def preprocess(self, images: Sequence[Image.Image]) -> np.ndarray:
         """RGB images to (B, H, W, 3) uint8 at the encoder's size."""
@@ -210,3 +234,23 @@ class CaptionPredictor:
         pixels = self.preprocess(images)
         image_embeds = self.refine(self.encode(pixels), refinement or Refinement())
         return self.decode(image_embeds, decoding or Decoding(), self.describe(pixels))
+
+    def write(
+        self,
+        images: Sequence[Image.Image],
+        decoding: Decoding | None = None,
+        refinement: Refinement | None = None,
+        num_captions: int = 1,
+        explain: bool = False,
+    ) -> list[list[WrittenCaption]]:
+        """RGB images to several captions of each, in one batch, with all that is known of them; none re-ranked.
+
+        Args:
+            num_captions: of each image, the best first; without sampling at most ``decoding.num_beams``.
+            explain: whether the attention of the first one's words is wanted too.
+
+        Raises:
+            UserError: the model does not search in the way of ``decoding``.
+        """
+        image_embeds = self.refine(self.encode(self.preprocess(images)), refinement or Refinement())
+        return self.decoder.write(image_embeds, decoding or Decoding(), num_captions, explain)

@@ -13,10 +13,14 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from raycap.checkpoint import CaptioningLstm, save_lstm_captioner
 from raycap.data.features import FeatureFile, claim_store, finish_store, write_features
 from raycap.data.rows import SCHEMA, write_manifest, write_rows
 from raycap.data.text import train_wordpiece
+from raycap.data.vocabulary import count_words, make_vocabulary
 from raycap.models.blip import BlipCaptionDecoder, BlipShape, build_blip
+from raycap.models.lstm_captioner import EOS_ID, LstmCaptioner
+from raycap.models.resnet_regions import ResNetRegions, ResNetShape
 
 CAPTIONS = ["a red circle", "a blue square", "a green circle above a red square", "there is a blue circle"]
 TINY = BlipShape(
@@ -109,3 +113,19 @@ def make_decoder(seed: int, end_bias: float = 3.0) -> BlipCaptionDecoder:
                 parameter.mul_(2.0 if "word_embeddings" in name else 6.0)
         decoder.text_decoder.cls.predictions.decoder.bias[decoder.eos_id] = end_bias
     return decoder
+
+
+def make_lstm_captioner(directory: Path, seed: int = 0) -> str:
+    """Write a random LSTM captioner: (9, 12) regions of 32 px images; captions differ by image and end sooner or
+    later."""
+    torch.manual_seed(seed)
+    resnet = ResNetShape(embedding_size=8, hidden_sizes=(8, 12), depths=(1, 1), layer_type="basic").build()
+    vocabulary = make_vocabulary(count_words(CAPTIONS), min_frequency=1)
+    decoder = LstmCaptioner(len(vocabulary), 6, 16, 12, attention_dim=5, gated=True)
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.mul_(4.5)  # decided opinions
+        decoder.output.bias[EOS_ID] = 1
+    regions = ResNetRegions(resnet, 32, grid=3)
+    save_lstm_captioner(directory, CaptioningLstm(regions, decoder, vocabulary))
+    return str(directory)

@@ -25,9 +25,11 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
 from raycap.config import Config
 from raycap.errors import UserError
-from raycap.models.caption_search import Caption, count_rows
+from raycap.models.caption_attention import word_attention
+from raycap.models.caption_search import Caption, best_first, count_rows
 from raycap.models.continuous_decoding import ContinuousDecoder, DecodingRequest
 from raycap.models.decoding import Decoding
+from raycap.models.written_caption import WrittenCaption
 
 
 class BlipImageEncoder(nn.Module):
@@ -117,11 +119,14 @@ class BlipCaptionDecoder(nn.Module):
         return outputs.logits
 
     def require_room(self, decoding: Decoding, field: str = "decoding") -> None:
-        """See that prompt and longest caption fit the decoder's positions.
+        """See that prompt and longest caption fit the decoder's positions, and that it searches in this way.
 
         Raises:
             UserError: they do not; ``field`` names the setting that holds ``decoding``.
         """
+        for name, only in (("length_penalty", 1.0), ("no_repeat_words", 0)):
+            if getattr(decoding, name) != only:
+                raise UserError(f"{field}.{name} = {getattr(decoding, name)}: is for LSTM captioners; leave it out")
         positions = self.text_decoder.config.max_position_embeddings
         most = positions - len(self.prompt_ids(decoding.prompt))
         if most < 1:
@@ -148,6 +153,36 @@ class BlipCaptionDecoder(nn.Module):
         """
         captions = [best for (best,) in self._search(image_embeds, decoding, num_candidates=1)]
         return self.texts([caption.token_ids for caption in captions])
+
+    @torch.inference_mode()
+    def write(
+        self, image_embeds: torch.Tensor, decoding: Decoding, num_captions: int = 1, explain: bool = False
+    ) -> list[list[WrittenCaption]]:
+        """Captions of each image with all that is known of them: of beams the best first, of draws the likeliest.
+
+        Args:
+            image_embeds: (B, N, D) in the weights' type.
+            num_captions: of each; without sampling at most the number of beams.
+            explain: whether the first one's attention is wanted too.
+        """
+        num_given = len(self.prompt_ids(decoding.prompt))
+        written = []
+        for embeds, found in zip(image_embeds, self._search(image_embeds, decoding, num_captions), strict=True):
+            captions = best_first(found, decoding)
+            best, *others = self.read(captions, decoding.prompt)
+            if explain:
+                best = best._replace(attention=word_attention(self, embeds, captions[0].token_ids, num_given))
+            written.append([best, *others])
+        return written
+
+    def read(self, captions: Sequence[Caption], prompt: str) -> list[WrittenCaption]:
+        """What a search found, as text."""
+        num_given = len(self.prompt_ids(prompt))
+        texts = self.texts([caption.token_ids for caption in captions])
+        return [
+            WrittenCaption(text, log_probability, len(token_ids) - num_given, token_ids[-1] == self.eos_id)
+            for text, (token_ids, log_probability) in zip(texts, captions, strict=True)
+        ]
 
     @torch.inference_mode()
     def propose(self, image_embeds: torch.Tensor, decoding: Decoding, num_candidates: int) -> torch.Tensor:

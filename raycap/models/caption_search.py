@@ -159,6 +159,13 @@ class BeamSearch:
         self.finished = is_last or (full and self._log_probability[0] / length <= self._best[-1][0])
 
 
+def best_first(captions: Sequence[Caption], decoding: Decoding) -> list[Caption]:
+    """A search's captions; its beams come so by their own measure, draws are put in order by their log-probability."""
+    if not decoding.do_sample:
+        return list(captions)
+    return sorted(captions, key=lambda caption: caption.log_probability, reverse=True)
+
+
 Search = RowSearch | BeamSearch
 
 

@@ -31,6 +31,12 @@ class Decoding(Config):
     prompt: str = ""
     """Text the caption continues; it stands in the result."""
 
+    length_penalty: float = Field(default=1.0, ge=0)
+    """An LSTM captioner's beams compete by log-probability / length^penalty; BLIP's always by their mean."""
+
+    no_repeat_words: int = Field(default=0, ge=0)
+    """So many words in a row come once in an LSTM captioner's caption (3 blocks trigrams); 0 is off, and BLIP's."""
+
     @model_validator(mode="after")
     def _one_kind(self) -> Decoding:
         if self.do_sample and self.num_beams > 1:

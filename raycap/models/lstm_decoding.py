@@ -6,6 +6,7 @@ No caption depends on the images beside it: a beam competes with its own image's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,7 +43,7 @@ class LstmDecoding(Config):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Sampling draws from the fewest words that have so much probability (Holtzman et al. 2020)."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = 0
     """Of sampling."""
 
     @model_validator(mode="after")
@@ -52,6 +53,10 @@ class LstmDecoding(Config):
         if not self.do_sample and self.num_captions > self.num_beams:
             raise ValueError(f"num_captions ({self.num_captions}) must be at most num_beams ({self.num_beams})")
         return self
+
+
+OnWord = Callable[[int, int], None]
+"""Told of an image, by its place in the batch, and the word it was given next."""
 
 
 class Caption(NamedTuple):
@@ -77,12 +82,16 @@ class _Beams(NamedTuple):
 
 
 @torch.inference_mode()
-def write_captions(model: LstmCaptioner, region_features: torch.Tensor, decoding: LstmDecoding) -> list[list[Caption]]:
+def write_captions(
+    model: LstmCaptioner, region_features: torch.Tensor, decoding: LstmDecoding, on_word: OnWord | None = None
+) -> list[list[Caption]]:
     """Captions of every image: of a search the best first, of sampling in the order of the draws.
 
     Args:
         model: in evaluation mode.
         region_features: (B, R, D).
+        on_word: called as words are found, if each image has one caption at a time (no beams, one draw): a beam may
+            yet be given up.
 
     Returns:
         ``num_captions`` for each of B images; a search gives fewer where there are not so many.
@@ -103,6 +112,10 @@ def write_captions(model: LstmCaptioner, region_features: torch.Tensor, decoding
         else:
             parents, words = _search(log_probs, beams, ended, decoding.length_penalty)
         beams = _extend(beams._replace(state=step.state), step.attention, log_probs, parents, words)
+        if on_word is not None and words.shape[1] == 1:
+            for index, word in enumerate(words[:, 0].tolist()):
+                if word not in (EOS_ID, PAD_ID):
+                    on_word(index, word)
     return [
         [_caption(*caption) for caption in zip(*image, strict=True) if not caption[2].isinf()][: decoding.num_captions]
         for image in zip(beams.token_ids.cpu(), beams.attention.cpu(), beams.log_probability.cpu(), strict=True)
@@ -163,7 +176,9 @@ def _draw(log_probs: torch.Tensor, draws: torch.Tensor, decoding: LstmDecoding) 
         draws: Uniform[0, 1), (W,), the same for every image.
     """
     # In double precision: in single, a draw just below 1 could round to 1, behind the last word.
-    probability, words = (log_probs.double() / decoding.temperature).softmax(-1).sort(-1, descending=True)
+    # From 0 downwards: however small the temperature, the likeliest word stays finite.
+    scores = (log_probs - log_probs.amax(-1, keepdim=True)).double() / decoding.temperature
+    probability, words = scores.softmax(-1).sort(-1, descending=True)
     before = probability.cumsum(-1) - probability
     nucleus = probability.masked_fill(before >= decoding.top_p, 0.0).cumsum(-1)  # (B, W, V)
     place = (nucleus <= draws.unsqueeze(-1) * nucleus[..., -1:]).sum(-1, keepdim=True)

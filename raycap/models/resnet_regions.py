@@ -87,6 +87,6 @@ class ResNetRegions(nn.Module):
         Returns:
             (B, R, D) in the weights' type.
         """
-        features = self.resnet(self.normalise(images)).last_hidden_state  # (B, D, h, w)
+        features = self.resnet(self.normalise(images).to(self.resnet.dtype)).last_hidden_state  # (B, D, h, w)
         pooled = functional.adaptive_avg_pool2d(features, self.grid)  # (B, D, G, G)
         return pooled.flatten(2).transpose(1, 2)  # (B, R, D)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from raycap.models.written_caption import Attention
 from raycap.serve.api.schemas import AttentionPictures
-from raycap.serve.stages.pipeline import Attention
 
 # From no attention to the word's most, evenly spaced: dark to light, so that it also reads in grey.
 _COLOURS = np.array([[13, 8, 60], [126, 3, 168], [204, 71, 120], [248, 149, 64], [240, 249, 33]], np.float64)

@@ -11,12 +11,12 @@ import torch
 
 from raycap.checkpoint import encoder_fingerprint, load_blip, pair_id
 from raycap.models.blip import BlipCaptionDecoder
+from raycap.models.caption_attention import word_attention
 from raycap.models.decoding import Decoding
 from raycap.predictor import DecoderStage, Refinement
 from raycap.rerank import Candidate, Reranker
 from raycap.serve.config import DecoderOptions
 from raycap.serve.stages.decoding import DecodingLoop
-from raycap.serve.stages.explain import explain
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
 from raycap.serve.stages.weights import Weights, resident
 from raycap.serve.telemetry.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
@@ -99,7 +99,7 @@ class Decoder:
         reranker = None if weights.rerank is None else Reranker(weights.rerank, pair)
         stage = DecoderStage(decoder, weights.precision)
         stage(torch.zeros(1, encoder.num_tokens, encoder.embed_dim), Decoding(max_new_tokens=2))
-        loaded = _Decoding(DecodingLoop(stage.decoder, self.options.max_rows), reranker, of_encoder, pair.fingerprint)
+        loaded = _Decoding(DecodingLoop(decoder, self.options.max_rows), reranker, of_encoder, pair.fingerprint)
         # A model that makes room ends when the last request that uses it does.
         weakref.finalize(loaded, loaded.loop.close)
         # Replaced, not changed: others may be reading.
@@ -133,7 +133,7 @@ class Decoder:
         attention = None
         if task.explain:
             best_ids, embeds = written[0].token_ids, encoded.image_embeds
-            attention = await loaded.loop.between_steps(lambda: explain(decoder, embeds, best_ids, num_given))
+            attention = await loaded.loop.between_steps(lambda: word_attention(decoder, embeds, best_ids, num_given))
         return Captioned(
             captions=[caption.text for caption in written],
             log_probabilities=[caption.log_probability for caption in written],

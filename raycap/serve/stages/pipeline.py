@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from raycap.models.blip import Decoding
+from raycap.models.written_caption import Attention
 from raycap.predictor import Refinement
 
 
@@ -88,16 +89,6 @@ def _arrived(
 def version_name(versions: dict[str, str]) -> str:
     """The fingerprints of encoder, refiner and decoder, as far as they had a part in an answer."""
     return "+".join(versions[part][:8] for part in ("encoder", "refiner", "decoder") if part in versions)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Where the decoder looked as it chose each word of the first caption."""
-
-    words: list[str]
-    maps: np.ndarray
-    """(words, rows, columns) float32: share of attention on each patch of the image; each word's sum to at most 1,
-    the rest lies on the image's class token."""
 
 
 @dataclass(frozen=True)

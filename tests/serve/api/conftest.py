@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from raycap.models.joint import score_captions
+from raycap.models.written_caption import Attention
 from raycap.predictor import CaptionPredictor
 from raycap.serve.api.app import make_api
 from raycap.serve.api.served import Served
 from raycap.serve.api.service import Service
 from raycap.serve.guard.limits import Limits
-from raycap.serve.stages.pipeline import Attention, Captioned, Encoded
+from raycap.serve.stages.pipeline import Captioned, Encoded
 from raycap.serve.stages.weights import Routing, Weights
 
 LIMITS = Limits(max_image_bytes=4000, max_pixels=3000, max_images=3, max_body_bytes=40_000, max_new_tokens=20)

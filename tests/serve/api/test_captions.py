@@ -12,10 +12,10 @@ from PIL import Image
 
 from raycap.data.images import decode_image
 from raycap.models.blip import Decoding
+from raycap.models.written_caption import Attention
 from raycap.predictor import CaptionPredictor, Refinement
 from raycap.serve.api.attention import draw_attention
 from raycap.serve.errors import Overloaded
-from raycap.serve.stages.pipeline import Attention
 
 
 def test_the_caption_is_the_predictors(api, models, png):
