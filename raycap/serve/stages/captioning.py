@@ -5,28 +5,25 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import NamedTuple
 
 import torch
 
 from raycap.checkpoint import encoder_fingerprint, load_blip, pair_id
-from raycap.models.blip import BlipCaptionDecoder
-from raycap.models.caption_attention import word_attention
 from raycap.models.decoding import Decoding
 from raycap.predictor import DecoderStage, Refinement
-from raycap.rerank import Candidate, Reranker
+from raycap.rerank import Reranker
 from raycap.serve.config import DecoderOptions
-from raycap.serve.stages.decoding import DecodingLoop
+from raycap.serve.stages.blip_writing import BlipWriter
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
 from raycap.serve.stages.weights import Weights, resident
+from raycap.serve.stages.writing import Writer
 from raycap.serve.telemetry.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
 from raycap.serve.telemetry.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
-class _Decoding:
-    loop: DecodingLoop
-    reranker: Reranker | None
+class _Loaded:
+    writer: Writer
     encoder_fingerprint: str
     fingerprint: str
 
@@ -48,14 +45,14 @@ class Decoder:
     ) -> None:
         self.source, self.options, self.telemetry = source, options, telemetry
         self.models = resident(self._load, options.max_models)
-        self._loops: tuple[weakref.ref[DecodingLoop], ...] = ()
-        telemetry.recorder.watch(QUEUE_LENGTH, lambda: sum(loop.num_waiting for loop in self.loops), stage="decode")
-        telemetry.recorder.watch(DECODER_ROWS, lambda: sum(loop.num_rows for loop in self.loops))
+        self._writers: tuple[weakref.ref[Writer], ...] = ()
+        telemetry.recorder.watch(QUEUE_LENGTH, lambda: sum(each.num_waiting for each in self.writers), stage="decode")
+        telemetry.recorder.watch(DECODER_ROWS, lambda: sum(each.num_rows for each in self.writers))
 
     @property
-    def loops(self) -> list[DecodingLoop]:
+    def writers(self) -> list[Writer]:
         """Of the models that are loaded or still in use; any thread may ask."""
-        return [loop for known in self._loops if (loop := known()) is not None]
+        return [writer for known in self._writers if (writer := known()) is not None]
 
     async def caption(self, task: CaptionTask) -> Captioned:
         return await self._caption(task, None)
@@ -89,9 +86,9 @@ class Decoder:
     @property
     def num_unfinished(self) -> int:
         """Requests that the models decode, or that wait for that."""
-        return sum(loop.num_unfinished for loop in self.loops)
+        return sum(writer.num_unfinished for writer in self.writers)
 
-    def _load(self, weights: Weights) -> _Decoding:
+    def _load(self, weights: Weights) -> _Loaded:
         encoder, decoder = load_blip(weights.model)
         # Before the stage casts the weights: fingerprints, and the RBM that re-ranks, know them as they were.
         pair = pair_id(weights.model, encoder, decoder)
@@ -99,11 +96,11 @@ class Decoder:
         reranker = None if weights.rerank is None else Reranker(weights.rerank, pair)
         stage = DecoderStage(decoder, weights.precision)
         stage(torch.zeros(1, encoder.num_tokens, encoder.embed_dim), Decoding(max_new_tokens=2))
-        loaded = _Decoding(DecodingLoop(decoder, self.options.max_rows), reranker, of_encoder, pair.fingerprint)
+        loaded = _Loaded(BlipWriter(decoder, reranker, self.options.max_rows), of_encoder, pair.fingerprint)
         # A model that makes room ends when the last request that uses it does.
-        weakref.finalize(loaded, loaded.loop.close)
+        weakref.finalize(loaded, loaded.writer.close)
         # Replaced, not changed: others may be reading.
-        self._loops = (*(known for known in self._loops if known() is not None), weakref.ref(loaded.loop))
+        self._writers = (*(known for known in self._writers if known() is not None), weakref.ref(loaded.writer))
         return loaded
 
     async def _caption(self, task: CaptionTask, on_text: Callable[[str], None] | None) -> Captioned:
@@ -114,85 +111,23 @@ class Decoder:
                 "give the new ones a path or a version of their own"
             )
         with self.telemetry.stage("decode", task.request_id, task.trace) as details:
-            captioned = await self._decode(task, encoded, loaded, on_text)
+            captioned = await self._write(task, encoded, loaded, on_text)
             details |= {"tokens": captioned.num_tokens, "model_version": captioned.version}
         self.telemetry.recorder.add(TOKENS, captioned.num_tokens)
         self.telemetry.recorder.add(STAGE_SECONDS, captioned.seconds["decode"], stage="decode")
         return captioned
 
-    async def _decode(
-        self, task: CaptionTask, encoded: Encoded, loaded: _Decoding, on_text: Callable[[str], None] | None
+    async def _write(
+        self, task: CaptionTask, encoded: Encoded, loaded: _Loaded, on_text: Callable[[str], None] | None
     ) -> Captioned:
         began = perf_counter()
-        decoder = loaded.loop.decoder
-        if loaded.reranker is None:
-            written = await self._search(loaded.loop, encoded, task, on_text)
-        else:
-            written = await self._rerank(loaded.loop, loaded.reranker, encoded, task)
-        num_given = len(decoder.prompt_ids(task.decoding.prompt))
-        attention = None
-        if task.explain:
-            best_ids, embeds = written[0].token_ids, encoded.image_embeds
-            attention = await loaded.loop.between_steps(lambda: word_attention(decoder, embeds, best_ids, num_given))
+        written = await loaded.writer.write(encoded, task, on_text)
         return Captioned(
             captions=[caption.text for caption in written],
             log_probabilities=[caption.log_probability for caption in written],
-            num_tokens=sum(len(caption.token_ids) - num_given for caption in written),
-            finished=[caption.token_ids[-1] == decoder.eos_id for caption in written],
+            num_tokens=sum(caption.num_tokens for caption in written),
+            finished=[caption.finished for caption in written],
             version=version_name(encoded.versions | {"decoder": loaded.fingerprint}),
             seconds=encoded.seconds | {"decode": perf_counter() - began},
-            attention=attention,
+            attention=written[0].attention,
         )
-
-    async def _search(
-        self, loop: DecodingLoop, encoded: Encoded, task: CaptionTask, on_text: Callable[[str], None] | None
-    ) -> list["_Written"]:
-        on_token = None if on_text is None else _words_of(loop.decoder, task.decoding.prompt, on_text)
-        captions = await loop.decode(encoded.image_embeds, task.decoding, task.num_captions, on_token)
-        if task.decoding.do_sample:  # beams come the best first, by their own measure
-            captions.sort(key=lambda caption: caption.log_probability, reverse=True)
-        texts = loop.decoder.texts([caption.token_ids for caption in captions])
-        return [
-            _Written(text, caption.log_probability, caption.token_ids)
-            for text, caption in zip(texts, captions, strict=True)
-        ]
-
-    async def _rerank(
-        self, loop: DecodingLoop, reranker: Reranker, encoded: Encoded, task: CaptionTask
-    ) -> list["_Written"]:
-        proposed = await loop.decode(encoded.image_embeds, task.decoding, reranker.settings.num_candidates)
-        features = None if encoded.image_features is None else encoded.image_features[None]
-
-        def judge() -> list[Candidate]:
-            token_ids = loop.decoder.pad([caption.token_ids for caption in proposed])[None]
-            image_embeds = encoded.image_embeds[None].to(token_ids.device, loop.decoder.text_decoder.dtype)
-            return reranker.judge(loop.decoder, image_embeds, token_ids, task.decoding, features)[0]
-
-        candidates = sorted(await loop.between_steps(judge), key=reranker.score, reverse=True)
-        return [
-            _Written(candidate.caption, candidate.log_probability, candidate.token_ids)
-            for candidate in candidates[: task.num_captions]
-        ]
-
-
-class _Written(NamedTuple):
-    text: str
-    log_probability: float
-    token_ids: list[int]
-
-
-def _words_of(decoder: BlipCaptionDecoder, prompt: str, on_text: Callable[[str], None]) -> Callable[[int], None]:
-    """From tokens to text, given out word by word: a later token may change the last one, never those before it."""
-    token_ids = decoder.prompt_ids(prompt)
-    sent = ""
-
-    def on_token(token_id: int) -> None:
-        nonlocal sent
-        token_ids.append(token_id)
-        (text,) = decoder.texts([token_ids])
-        whole_words = text[: text.rfind(" ")] if " " in text else ""
-        if len(whole_words) > len(sent) and whole_words.startswith(sent):
-            on_text(whole_words.removeprefix(sent))
-            sent = whole_words
-
-    return on_token

@@ -103,7 +103,7 @@ def test_a_stream_given_up_stops_the_decoder(files, served):
         stream = captioner.stream(task)
         await anext(stream)
         await stream.aclose()
-        loop = (await captioner.stage.models(task.weights)).loop
+        loop = (await captioner.stage.models(task.weights)).writer.loop
         await asyncio.sleep(0.2)
         return loop._continuous.num_active_rows, len(loop._active)
 
@@ -134,7 +134,7 @@ def test_a_decoder_that_fails_tells_all_and_starts_afresh(files, served, monkeyp
     async def ask():
         captioner = CaptionerDeployment(CaptionerOptions(), False)
         await captioner.prepare(task.weights)
-        loop = (await captioner.stage.models(task.weights)).loop
+        loop = (await captioner.stage.models(task.weights)).writer.loop
         for broken in ("step", "add_all"):
             with monkeypatch.context() as patch:
                 patch.setattr(loop._continuous, broken, lambda *_: 1 / 0)
