@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -9,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from raycap.errors import UserError
 from raycap.models.decoding import Decoding
 from raycap.models.lstm_captioner import LstmCaptioner
-from raycap.models.lstm_decoding import Caption, LstmDecoding, OnWord, write_captions
+from raycap.models.lstm_decoding import Caption, LstmDecoding, write_captions
 from raycap.models.written_caption import Attention, WrittenCaption
 
 
@@ -45,7 +47,7 @@ class LstmCaptionDecoder(nn.Module):
         decoding: Decoding,
         num_captions: int = 1,
         explain: bool = False,
-        on_word: OnWord | None = None,
+        on_word: Callable[[int, str], None] | None = None,
     ) -> list[list[WrittenCaption]]:
         """Captions of each image with all that is known of them: of beams the best first, of draws the likeliest.
 
@@ -53,7 +55,8 @@ class LstmCaptionDecoder(nn.Module):
             image_embeds: (B, R, D) in the weights' type.
             num_captions: of each; without sampling at most the number of beams.
             explain: whether the first one's attention is wanted too.
-            on_word: as of :func:`~raycap.models.lstm_decoding.write_captions`.
+            on_word: told of an image, by its place in the batch, and its next word as it is found; of one caption
+                without beams.
 
         Raises:
             UserError: it does not search in this way.
@@ -64,9 +67,13 @@ class LstmCaptionDecoder(nn.Module):
             num_captions=num_captions,
             **decoding.model_dump(exclude={"max_new_tokens", "prompt"}),
         )
-        return [
-            self._read(found, settings, explain) for found in write_captions(self.lstm, image_embeds, settings, on_word)
-        ]
+
+        def on_token(index: int, token_id: int) -> None:
+            if on_word is not None:
+                on_word(index, self.tokenizer.convert_ids_to_tokens(token_id))
+
+        found = write_captions(self.lstm, image_embeds, settings, None if on_word is None else on_token)
+        return [self._read(of_image, settings, explain) for of_image in found]
 
     def _read(self, found: list[Caption], settings: LstmDecoding, explain: bool) -> list[WrittenCaption]:
         if settings.do_sample:

@@ -10,7 +10,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from raycap.checkpoint import load_clip, load_rbm_refiner, load_refiner, read_blip_config
+from raycap.checkpoint import load_clip, load_rbm_refiner, load_refiner
 from raycap.errors import UserError
 from raycap.serve.config import CaptionArgs, Cpu, DeploymentOptions, Disaggregated, ServeArgsError
 from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment
@@ -61,7 +61,7 @@ def build(args: CaptionArgs) -> Application:
 
 
 def _look_at(model: ServedModel) -> None:
-    read_blip_config(model.model)
+    model.read_shape()
     if model.rbm is not None:
         load_refiner(model.rbm)
     if model.rerank is not None and model.rerank.rbm is not None:

@@ -1,5 +1,6 @@
 import pytest
 from serve.tiny_models import make_files, make_models, predict
+from tiny import make_lstm_captioner
 
 from raycap.models.decoding import Decoding
 
@@ -8,6 +9,12 @@ from raycap.models.decoding import Decoding
 def models(tmp_path_factory):
     """A directory as the demo leaves it: demo/blip/model, demo/rbm/model; and wrong/, of another encoder."""
     return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def lstm(tmp_path_factory):
+    """Directory of an LSTM captioner."""
+    return make_lstm_captioner(tmp_path_factory.mktemp("models") / "lstm")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from raycap.serve.api.models import model_routes
 from raycap.serve.api.service import Service
 from raycap.serve.page import mount_page
 
-_DESCRIPTION = """Image captions from BLIP, its embeddings refined by an RBM.
+_DESCRIPTION = """Image captions from BLIP, its embeddings refined by an RBM, and from LSTM captioners.
 
 Every error has one form, `{"error": {"type", "message", "field", "request_id", ...}}`, and every answer its
 `X-Request-ID`: the client's own, where it gave one of at most 128 letters, digits, `.`, `_` and `-`."""

@@ -99,7 +99,7 @@ async def _prepare(service: Service, record: RequestRecord, image: ImageInput, p
         record.version = known.version
         return _Ready(key, None, known)
     task = CaptionTask(
-        pixels=await load_pixels(service, record, file, plan.model.image_size),
+        pixels=await load_pixels(service, record, file, plan.model.shape.image_size),
         digest=file.digest,
         weights=plan.model.weights_key,
         refinement=plan.refinement,

@@ -56,7 +56,7 @@ class EmbeddingsBody(RequestConfig):
     """After the RBM, before it, or both; by default after it where the model has one."""
 
     tokens: Literal["mean", "all", "cls"] = "mean"
-    """The mean of the image's tokens, all of them, or the class token."""
+    """The mean of the image's tokens, all of them, or BLIP's class token. An LSTM captioner's tokens are regions."""
 
     gate: float | None = Field(default=None, ge=0, le=1)
     """Share of the RBM's reconstruction."""
@@ -88,6 +88,7 @@ def embedding_routes(service: Service) -> APIRouter:
             model = service.served.pick(body.model)
             record.model = model.name
             refinement = _refinement(body, model, service)
+            _require_class_token(body, model)
             _require_few_floats(body, len(images), model, service.limits)
             service.count_images(request, len(images))
             embedded = await unless_gone(request, _embed_all(service, record, images, model, refinement))
@@ -121,7 +122,7 @@ async def _embed_all(
 ) -> list[tuple[Encoded, Encoded]]:
     async def embed(image: ImageInput) -> tuple[Encoded, Encoded]:
         file = await read_file(service, record, image)
-        pixels = await load_pixels(service, record, file, model.image_size)
+        pixels = await load_pixels(service, record, file, model.shape.image_size)
         task = ImageTask(
             pixels, file.digest, model.weights_key, refinement, request_id=record.request_id, trace=record.trace
         )
@@ -143,10 +144,16 @@ def _stages(body: EmbeddingsBody, model: ReadyModel) -> list[str]:
     return ["encoder", "refiner"] if refined == "both" else ["refiner" if refined else "encoder"]
 
 
+def _require_class_token(body: EmbeddingsBody, model: ReadyModel) -> None:
+    if body.tokens == "cls" and model.shape.kind != "blip":
+        message = f"tokens = 'cls': model {model.name} has regions and no class token; choose mean or all"
+        raise RequestError(400, "invalid_option", message, "tokens")
+
+
 def _require_few_floats(body: EmbeddingsBody, num_images: int, model: ReadyModel, limits: Limits) -> None:
     if body.encoding_format != "float":
         return
-    num_tokens, width = model.embeds_shape
+    num_tokens, width = model.shape.num_tokens, model.shape.embed_dim
     numbers = num_images * len(_stages(body, model)) * (num_tokens if body.tokens == "all" else 1) * width
     if numbers > limits.max_float_numbers:
         message = (

@@ -4,6 +4,7 @@ from typing import Literal
 
 from fastapi import APIRouter, Request
 
+from raycap.checkpoint import CaptionerKind
 from raycap.config import Config
 from raycap.serve.api import documentation
 from raycap.serve.api.served import ReadyModel
@@ -19,6 +20,8 @@ class ModelInfo(Config):
     """Not known."""
 
     owned_by: str = "raycap"
+
+    kind: CaptionerKind
 
     refined: bool
     """Whether an RBM refines the embeddings."""
@@ -69,8 +72,9 @@ def _info(model: ReadyModel, total_traffic: float) -> ModelInfo:
     refined = served.rbm is not None
     return ModelInfo(
         id=model.name,
+        kind=model.shape.kind,
         refined=refined,
-        image_size=model.image_size,
+        image_size=model.shape.image_size,
         gate=served.refinement.gate if refined else 0.0,
         passes=served.refinement.passes if refined else 1,
         traffic=served.traffic / total_traffic,

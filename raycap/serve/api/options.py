@@ -56,10 +56,10 @@ class CaptionOptions(RequestConfig):
     """Longest caption, in tokens."""
 
     prompt: str | None = None
-    """Text the caption continues; it stands in the caption."""
+    """Text the caption continues; it stands in the caption. Not of an LSTM captioner."""
 
     gate: float | None = Field(default=None, ge=0, le=1)
-    """Share of the RBM's reconstruction in the image's embeddings; 0 is plain BLIP."""
+    """Share of the RBM's reconstruction in the image's embeddings; 0 is the model alone."""
 
     passes: int | None = Field(default=None, ge=1)
     """Through the RBM."""
@@ -131,6 +131,8 @@ def make_plan(options: CaptionOptions, model: ReadyModel, limits: Limits, names:
             if getattr(options, sampling) is not None:
                 raise refuse(sampling, f"sampling has no beams; leave it out, or num_beams ({options.num_beams})")
     decoding = _decoding(options, model.served.decoding)
+    if options.prompt and model.shape.kind == "lstm_captioner":
+        raise refuse("prompt", f"model {model.name} is an LSTM captioner and continues no text; leave it out")
     refinement = choose_refinement(options.gate, options.passes, model)
     num_captions = options.num_captions or 1
     if not (decoding.do_sample and decoding.num_beams == 1) and num_captions > decoding.num_beams:

@@ -80,7 +80,7 @@ async def try_model(captioner: Captioner, model: ReadyModel, max_new_tokens: int
     if max_new_tokens is not None:
         decoding = decoding.model_copy(update={"max_new_tokens": max_new_tokens})
     task = CaptionTask(
-        pixels=np.full((model.image_size, model.image_size, 3), 128, np.uint8),
+        pixels=np.full((model.shape.image_size, model.shape.image_size, 3), 128, np.uint8),
         digest=b"",
         weights=model.weights_key,
         refinement=model.served.refinement,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from raycap.checkpoint import read_blip_config
+from raycap.checkpoint import CaptionerShape
 from raycap.serve.errors import RequestError
 from raycap.serve.stages.weights import Routing, ServedModel
 
@@ -16,11 +16,7 @@ class ReadyModel:
 
     name: str
     served: ServedModel
-    image_size: int
-    """Pixels of the square to which images are resized."""
-
-    embeds_shape: tuple[int, int]
-    """(N, D) of an image's embeddings: its tokens, the class token among them, and the numbers of each."""
+    shape: CaptionerShape
 
     @classmethod
     def read(cls, name: str, served: ServedModel) -> "ReadyModel":
@@ -29,9 +25,7 @@ class ReadyModel:
         Raises:
             UserError: there is no such model.
         """
-        vision = read_blip_config(served.model, f"models.{name}.model").vision_config
-        num_tokens = (vision.image_size // vision.patch_size) ** 2 + 1
-        return cls(name, served, vision.image_size, (num_tokens, vision.hidden_size))
+        return cls(name, served, served.read_shape(f"models.{name}."))
 
     @cached_property
     def weights_key(self) -> str:

@@ -33,7 +33,7 @@ function fieldsOf(slot) {
   const fields = {};
   if (model()) fields.model = model().id;
   if (refined()) Object.assign(fields, slot === plain ? { gate: "0" } : { gate: $("gate").value, passes: $("passes").value });
-  for (const { name, value } of options) if (value !== "") fields[name] = value;
+  for (const { name, value, disabled } of options) if (value !== "" && !disabled) fields[name] = value;
   if ($("explain").checked) fields.explain = "true";
   return fields;
 }
@@ -112,6 +112,9 @@ function showControls() {
   document.querySelector(".cards").classList.toggle("single", !refined());
   plain.title.textContent = refined() ? "Without the RBM: gate 0" : "Caption";
   gated.title.textContent = gateTitle($("gate").value, $("passes").value);
+  // An LSTM captioner continues no text.
+  const prompt = options.find(({ name }) => name === "prompt");
+  prompt.disabled = prompt.parentElement.hidden = model()?.kind === "lstm_captioner";
   $("gate-value").value = Number($("gate").value).toFixed(2);
   $("fewer").disabled = Number($("passes").value) <= Number($("passes").min);
   $("more").disabled = Number($("passes").value) >= Number($("passes").max);
@@ -180,7 +183,7 @@ function verdict() {
   if (!refined()) return "This model has no RBM.";
   const gate = gated.answer.refinement?.gate;
   if (plain.answer.caption === gated.answer.caption) {
-    return gate === 0 ? "Gate 0 leaves the RBM out: both are BLIP’s own caption." : "At this gate the RBM changes no word.";
+    return gate === 0 ? "Gate 0 leaves the RBM out: both are the model’s own caption." : "At this gate the RBM changes no word.";
   }
   const chance = options.some(({ name, value }) => name === "temperature" && Number(value) > 0);
   return `The RBM changes the caption; not always for the better.${chance ? " Here words are drawn by chance too." : ""}`;

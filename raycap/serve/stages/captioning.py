@@ -8,12 +8,14 @@ from time import perf_counter
 
 import torch
 
-from raycap.checkpoint import encoder_fingerprint, load_blip, pair_id
+from raycap.checkpoint import CaptionDecoder, encoder_fingerprint, load_captioner, pair_id
 from raycap.models.decoding import Decoding
+from raycap.models.lstm_caption_decoder import LstmCaptionDecoder
 from raycap.predictor import DecoderStage, Refinement
 from raycap.rerank import Reranker
 from raycap.serve.config import DecoderOptions
 from raycap.serve.stages.blip_writing import BlipWriter
+from raycap.serve.stages.lstm_writing import LstmWriter
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
 from raycap.serve.stages.weights import Weights, resident
 from raycap.serve.stages.writing import Writer
@@ -89,14 +91,14 @@ class Decoder:
         return sum(writer.num_unfinished for writer in self.writers)
 
     def _load(self, weights: Weights) -> _Loaded:
-        encoder, decoder = load_blip(weights.model)
+        encoder, decoder = load_captioner(weights.model)
         # Before the stage casts the weights: fingerprints, and the RBM that re-ranks, know them as they were.
         pair = pair_id(weights.model, encoder, decoder)
         of_encoder = encoder_fingerprint(encoder)
         reranker = None if weights.rerank is None else Reranker(weights.rerank, pair)
         stage = DecoderStage(decoder, weights.precision)
         stage(torch.zeros(1, encoder.num_tokens, encoder.embed_dim), Decoding(max_new_tokens=2))
-        loaded = _Loaded(BlipWriter(decoder, reranker, self.options.max_rows), of_encoder, pair.fingerprint)
+        loaded = _Loaded(_writer_of(decoder, reranker, self.options.max_rows), of_encoder, pair.fingerprint)
         # A model that makes room ends when the last request that uses it does.
         weakref.finalize(loaded, loaded.writer.close)
         # Replaced, not changed: others may be reading.
@@ -131,3 +133,9 @@ class Decoder:
             seconds=encoded.seconds | {"decode": perf_counter() - began},
             attention=written[0].attention,
         )
+
+
+def _writer_of(decoder: CaptionDecoder, reranker: Reranker | None, max_rows: int) -> Writer:
+    if isinstance(decoder, LstmCaptionDecoder):
+        return LstmWriter(decoder, max_rows)
+    return BlipWriter(decoder, reranker, max_rows)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raycap.checkpoint import load_blip, load_refiner, refiner_fingerprint
+from raycap.checkpoint import load_captioner, load_refiner, refiner_fingerprint
 from raycap.models.clip import ClipImageEncoder
 from raycap.predictor import EncoderStage, RefinerStage, load_clip_image_encoder
 from raycap.serve.config import BatchedOptions, EncoderOptions, RefinerOptions
@@ -80,7 +80,7 @@ class Encoder:
         return self.batcher.num_unfinished
 
     def _load(self, weights: Weights) -> _Encoding:
-        encoder, _ = load_blip(weights.model)
+        encoder, _ = load_captioner(weights.model)
         stage = EncoderStage(encoder, weights.model, weights.precision)
         if weights.rbm is not None:
             # Refused here, where the encoder's weights are at hand, if it was trained on another's embeddings.

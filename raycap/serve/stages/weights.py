@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from raycap import storage
-from raycap.checkpoint import absolute_source
+from raycap.checkpoint import CaptionerShape, absolute_source, read_captioner_shape
 from raycap.config import Config
 from raycap.errors import UserError
 from raycap.hardware import Precision
@@ -30,16 +30,16 @@ class Weights(Config):
     weights in every stage, also while a deployment changes from one model to another."""
 
     model: str
-    """BLIP: a directory, an s3:// prefix or a hub name."""
+    """BLIP or an LSTM captioner: a directory, an s3:// prefix or, of a BLIP, a hub name."""
 
     rbm: str | None = None
-    """RBM refiner trained on this BLIP's embeddings: a directory or an s3:// prefix. Without it, plain BLIP."""
+    """RBM refiner trained on this BLIP's embeddings: a directory or an s3:// prefix. Without it, the model alone."""
 
     rerank: Rerank | None = None
-    """How the decoder chooses among candidate captions; without it, the search's own best."""
+    """How BLIP's decoder chooses among candidate captions; without it, the search's own best."""
 
     precision: Precision = Precision.AUTO
-    """Of BLIP's weights; between the stages embeddings are float16 in any case."""
+    """Of the model's weights; between the stages embeddings are float16 in any case."""
 
     version: str | None = None
     """A name for these weights; change it when the files behind the same path have changed."""
@@ -51,6 +51,21 @@ class Weights(Config):
     @classmethod
     def from_key(cls, key: str) -> "Weights":
         return _parsed(key)
+
+    def read_shape(self, prefix: str = "") -> CaptionerShape:
+        """What the model's files say of it; it may block.
+
+        Args:
+            prefix: of these settings' names, for errors.
+
+        Raises:
+            UserError: there is no such model, or one that takes no RBM is given one.
+        """
+        shape = read_captioner_shape(self.model, f"{prefix}model")
+        for name in ("rbm", "rerank"):
+            if shape.kind == "lstm_captioner" and getattr(self, name) is not None:
+                raise UserError(f"{prefix}{name}: {self.model} is an LSTM captioner, which takes none; leave it out")
+        return shape
 
 
 @functools.lru_cache(maxsize=64)

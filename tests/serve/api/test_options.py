@@ -2,6 +2,7 @@
 
 import pytest
 
+from raycap.checkpoint import CaptionerShape
 from raycap.models.blip import Decoding
 from raycap.predictor import Refinement
 from raycap.rerank import Rerank
@@ -13,7 +14,7 @@ from raycap.serve.stages.weights import ServedModel
 
 
 def served(rbm="rbm", **settings):
-    return ReadyModel("tiny", ServedModel(model="blip", rbm=rbm, **settings), 32, (17, 32))
+    return ReadyModel("tiny", ServedModel(model="blip", rbm=rbm, **settings), CaptionerShape("blip", 32, 17, 32))
 
 
 def plan(model=None, **options):

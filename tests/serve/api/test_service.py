@@ -148,9 +148,25 @@ def test_while_draining_not_ready_but_answering(api, routing, data_url):
 def test_models_are_listed_with_their_settings(api, routing):
     listed = api.get("/v1/models").json()
     assert listed["object"] == "list"
-    first = {"id": "tiny-rbm", "refined": True, "image_size": 32, "gate": 0.5, "passes": 1, "traffic": 1.0}
-    second = {"id": "tiny", "refined": False, "image_size": 32, "gate": 0.0, "passes": 1, "traffic": 0.0}
-    common = {"object": "model", "created": 0, "owned_by": "raycap"}
+    first = {
+        "id": "tiny-rbm",
+        "kind": "blip",
+        "refined": True,
+        "image_size": 32,
+        "gate": 0.5,
+        "passes": 1,
+        "traffic": 1.0,
+    }
+    second = {
+        "id": "tiny",
+        "kind": "blip",
+        "refined": False,
+        "image_size": 32,
+        "gate": 0.0,
+        "passes": 1,
+        "traffic": 0.0,
+    }
+    common = {"object": "model", "created": 0, "owned_by": "raycap", "kind": "blip"}
     assert listed["data"] == [common | first, common | second]
     assert api.get("/v1/models/tiny").json() == common | second
     missing = api.get("/v1/models/none")
