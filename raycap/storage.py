@@ -8,6 +8,8 @@ nobody answers a process that first turns to it is a user's error after a few se
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import shutil
@@ -15,7 +17,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -186,6 +188,17 @@ def delete_partials(uri: str) -> None:
 
 def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_csv(uri: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A CSV file in UTF-8 with a line of column names, written row by row, whole or not at all."""
+    with open_output(uri) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+        text.flush()
+        text.detach()
 
 
 def list_files(uri: str) -> Iterator[FileEntry]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import socket
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_partial(tmp_path: Path) -> No
         storage.write_bytes(str(target), "text, not bytes")  # type: ignore[arg-type]
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_table_is_read_back_by_csv_as_it_was_and_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    rows = [['a, "b"', "two\nlines"], ["", "häuser"]]
+    storage.write_csv(str(tmp_path / "t.csv"), ["x", "y"], iter(rows))
+    with (tmp_path / "t.csv").open(encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file)) == [["x", "y"], *rows]
+
+    def failing() -> Iterator[list[str]]:
+        yield ["1", "2"]
+        raise OSError("the source is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        storage.write_csv(str(tmp_path / "t.csv"), ["x", "y"], failing())
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 4
 
 
 def test_listing_leaves_out_partial_files(tmp_path: Path) -> None:

@@ -12,9 +12,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -22,6 +20,7 @@ from typing import Any, NamedTuple
 
 from raycap import storage
 from raycap.batch.ingest_shard import INDEX, ShardReport, index_file, report_file
+from raycap.claim import refuse_other
 from raycap.data.catalog import LeftOut, Shard
 from raycap.data.rows import MANIFEST
 from raycap.errors import UserError
@@ -68,15 +67,7 @@ class IngestOutput:
             return {}
 
     def _refuse_other(self, settings: dict[str, Any] | None) -> None:
-        if settings == self._settings:
-            return
-        theirs, ours = _flat(settings or {}), _flat(self._settings)
-        differing = [key for key in sorted(theirs | ours) if theirs.get(key) != ours.get(key)]
-        changes = "; ".join(f"{key} is {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing[:3])
-        raise UserError(
-            f"output = {self.uri}: holds rows of another configuration ({changes});"
-            " choose another output, or pass overwrite=true"
-        )
+        refuse_other(self.uri, settings or {}, self._settings, "rows", ", or pass overwrite=true")
 
     def clear(self) -> None:
         """Delete what an ingest wrote there, and nothing else."""
@@ -124,20 +115,7 @@ class IngestOutput:
         return ShardReport.model_validate_json(storage.read_bytes(report_file(self.uri, name)))
 
     def write_left_out(self, items: Iterable[LeftOut]) -> None:
-        with storage.open_output(storage.join(self.uri, _LEFT_OUT)) as file:
-            text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-            writer = csv.writer(text)
-            writer.writerow(LeftOut._fields)
-            writer.writerows(items)
-            text.flush()
-            text.detach()
+        storage.write_csv(storage.join(self.uri, _LEFT_OUT), LeftOut._fields, items)
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         storage.write_json(storage.join(self.uri, _FINISHED), {"config": self._settings, "metrics": metrics})
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,14 +89,12 @@ def measure_anew(trial: FinishedTrial, data: HeldOut, config: SweepConfig) -> Rb
 
 def write_csv(uri: str, trials: list[FinishedTrial], keys: list[str]) -> None:
     """A line for each trial, the most likely first."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     names = (*_COLUMNS, *_CAPTION_COLUMNS, "model", "failure")
-    writer.writerow([*keys, "outcome", *names])
-    for trial in trials:
-        values = [trial.result.get(name, "") for name in names]
-        writer.writerow([*(trial.settings[key] for key in keys), trial.outcome, *values])
-    storage.write_bytes(uri, text.getvalue().encode())
+    rows = [
+        [*(trial.settings[key] for key in keys), trial.outcome, *(trial.result.get(name, "") for name in names)]
+        for trial in trials
+    ]
+    storage.write_csv(uri, [*keys, "outcome", *names], rows)
 
 
 def write_best(uri: str, trial: FinishedTrial, config: SweepConfig) -> None:

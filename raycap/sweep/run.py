@@ -17,6 +17,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raycap import cluster, storage
 from raycap.batch.token_likelihood import HeldOut, RbmLikelihood, gaussian_likelihood, held_out
+from raycap.claim import claim, is_claimed
 from raycap.data.features import open_store
 from raycap.errors import UserError
 from raycap.progress import say
@@ -27,7 +28,6 @@ from raycap.sweep.config import Asha, SweepConfig
 from raycap.sweep.results import FinishedTrial, measure_anew, read_trials, trained_trials, write_best, write_csv
 from raycap.sweep.trial import METRIC, run_trial
 from raycap.sweep.watch import Watcher
-from raycap.train.claim import claim, is_claimed
 
 _SETTINGS = "sweep.json"
 _EXPERIMENT = "tune"

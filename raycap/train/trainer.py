@@ -11,9 +11,9 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from raycap import cluster, storage
+from raycap.claim import claim, is_claimed
 from raycap.errors import UserError
 from raycap.progress import say
-from raycap.train.claim import claim, is_claimed
 from raycap.train.config import TrainConfig
 from raycap.train.loop import ERROR, train_worker
 from raycap.train.recipe import Recipe

@@ -103,7 +103,7 @@ def test_the_page_has_the_trials_the_pictures_and_the_line_to_beat(root: Path, m
 def test_a_finished_sweep_is_not_run_again_and_another_is_refused(root: Path, metrics: dict[str, Any]) -> None:
     (root / "sweep" / "metrics.json").write_text('{"chosen": "before"}')
     assert sweep(sweep_config(root)) == {"chosen": "before"}
-    with pytest.raises(UserError, match=r"holds a sweep with other settings \(num_trials\)"):
+    with pytest.raises(UserError, match=r"holds a sweep with other settings \(num_trials is \d there, 5 here\)"):
         sweep(sweep_config(root, num_trials=5))
 
 

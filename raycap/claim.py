@@ -7,6 +7,8 @@ from typing import Any
 from raycap import storage
 from raycap.errors import UserError
 
+_MOST_CHANGES = 3  # that an error names
+
 
 def is_claimed(output: str, name: str, settings: dict[str, Any], what: str = "run", remedy: str = "") -> bool:
     """Whether a run of these settings has begun in an output.
@@ -24,13 +26,27 @@ def is_claimed(output: str, name: str, settings: dict[str, Any], what: str = "ru
     uri = storage.join(output, name)
     if not storage.exists(uri):
         return False
-    changed = sorted(_differences(storage.read_json(uri), settings))
-    if changed:
-        raise UserError(
-            f"output = {output}: holds a {what} with other settings ({', '.join(changed)}); "
-            f"choose another output{remedy}"
-        )
+    refuse_other(output, storage.read_json(uri), settings, f"a {what}", remedy)
     return True
+
+
+def refuse_other(output: str, there: Any, here: Any, what: str, remedy: str = "") -> None:
+    """
+    Args:
+        there: settings of what ``output`` holds.
+        here: those asked for.
+        what: it holds, for the error.
+        remedy: as of :func:`is_claimed`.
+
+    Raises:
+        UserError: they differ.
+    """
+    changes = sorted(_differences(there, here))
+    if changes:
+        raise UserError(
+            f"output = {output}: holds {what} with other settings ({'; '.join(changes[:_MOST_CHANGES])}"
+            f"{'; ...' if len(changes) > _MOST_CHANGES else ''}); choose another output{remedy}"
+        )
 
 
 def claim(output: str, name: str, settings: dict[str, Any]) -> None:
@@ -49,4 +65,4 @@ def _differences(before: Any, after: Any, path: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         keys = before.keys() | after.keys()
         return [d for key in keys for d in _differences(before.get(key), after.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if before == after else [path]
+    return [] if before == after else [f"{path} is {before!r} there, {after!r} here"]
