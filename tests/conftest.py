@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny import CAPTIONS, TINY, make_clip, make_rows
+from tiny import CAPTIONS, TINY, make_clip, make_lstm_captioner, make_rows
 
 from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, save_blip, save_refiner
 from raycap.data.text import train_wordpiece
@@ -48,6 +48,12 @@ def tiny_rbm(tiny_blip: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     refiner = RbmRefiner(rbm, torch.zeros(16), torch.ones(16))
     save_refiner(directory, refiner, EncoderId(tiny_blip, encoder_fingerprint(encoder)))
     return str(directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_lstm(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Directory of a random LSTM captioner."""
+    return make_lstm_captioner(tmp_path_factory.mktemp("models") / "lstm")
 
 
 @pytest.fixture(scope="session")

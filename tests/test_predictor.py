@@ -7,7 +7,7 @@ import io
 import pytest
 import torch
 from PIL import Image
-from tiny import make_lstm_captioner, png
+from tiny import png
 
 from raycap.checkpoint import load_lstm_captioner, read_captioner_shape
 from raycap.errors import UserError
@@ -18,11 +18,6 @@ from raycap.predictor import CaptionPredictor
 from raycap.rerank import Rerank
 
 IMAGES = [Image.open(io.BytesIO(png(seed, 32))) for seed in range(6)]
-
-
-@pytest.fixture(scope="session")
-def tiny_lstm(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return make_lstm_captioner(tmp_path_factory.mktemp("models") / "lstm")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 
@@ -52,3 +53,19 @@ def draw_figure(pixels: np.ndarray, words: Sequence[str], overlays: Sequence[Ima
         draw.text((left + 4, top + 2), word, "black", font)
         figure.paste(tile.resize(tile_size), (left, top + _LABEL_PIXELS))
     return figure
+
+
+def attention_png(image: Image.Image, words: Sequence[str], maps: np.ndarray) -> bytes:
+    """A PNG file of :func:`draw_figure`.
+
+    Args:
+        image: RGB, of any size; drawn with its aspect.
+        maps: (words, rows, columns) over the whole image.
+    """
+    image = image.copy()
+    image.thumbnail((2 * _TILE_PIXELS, 2 * _TILE_PIXELS))
+    pixels = np.asarray(image)
+    figure = draw_figure(pixels, words, [overlay_attention(pixels, of_word) for of_word in maps])
+    buffer = io.BytesIO()
+    figure.save(buffer, "PNG")
+    return buffer.getvalue()
