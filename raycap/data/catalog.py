@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 MAX_NAMES = 10
 _CACHE_KIB = 64 * 1024
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 _TABLES = """
 PRAGMA journal_mode = OFF;
@@ -122,7 +122,7 @@ class Catalog:
         if not _is_text(name):
             self.leave_out("unreadable", name, "the file's name is not UTF-8")
             return
-        values = (name, num_bytes, name.lower().endswith(_SUFFIXES))
+        values = (name, num_bytes, name.lower().endswith(IMAGE_SUFFIXES))
         self._db.execute(
             "INSERT INTO images (name, num_bytes, looks_like_image) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE"
             " SET num_bytes = excluded.num_bytes, looks_like_image = excluded.looks_like_image",

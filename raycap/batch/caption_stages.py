@@ -1,0 +1,123 @@
+"""The two stages of a captioning job, in Ray's workers: files to pixels, pixels to one file of captions."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from raycap import storage
+from raycap.batch.caption_plan import Shard, ShardReport, captions_file, report_file
+from raycap.batch.pool import usable_threads
+from raycap.data.catalog import LeftOut
+from raycap.data.images import ImageError, decode_image, resize_image
+from raycap.hardware import Precision
+from raycap.models.decoding import Decoding
+from raycap.predictor import CaptionPredictor, Refinement
+
+SCHEMA = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # or the image's id in rows
+        pa.field("rank", pa.int32(), nullable=False),  # 0 is the best caption of the image
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("log_probability", pa.float32(), nullable=False),  # in nats, given the image
+    ]
+)
+
+
+def read_shard(row: dict[str, Any], *, image_size: int) -> list[dict[str, Any]]:
+    """Read and decode the images of a shard.
+
+    Args:
+        row: ``shard``, JSON of a :class:`Shard`.
+
+    Returns:
+        One row: that of before with ``paths`` (n,) and ``images`` (n, image_size, image_size, 3) uint8 of those that
+        are images, ``left_out``, JSON of the others, and ``error``, empty.
+    """
+    shard = Shard.model_validate_json(row["shard"])
+    images = np.empty((shard.num_images, image_size, image_size, 3), np.uint8)
+    paths: list[str] = []
+    left_out: list[LeftOut] = []
+    for path, data in shard.images.read():
+        if isinstance(data, LeftOut):
+            left_out.append(data)
+            continue
+        try:
+            images[len(paths)] = resize_image(decode_image(data), image_size)
+        except ImageError as error:
+            left_out.append(LeftOut(error.reason, path, str(error)))
+        else:
+            paths.append(path)
+    return [row | {"paths": paths, "images": images[: len(paths)], "left_out": json.dumps(left_out), "error": ""}]
+
+
+class CaptionShard:
+    """Captions shards of images and writes each as one file; an actor of the pool.
+
+    Args:
+        output: directory or s3:// prefix.
+        model: a captioner's directory, s3:// prefix or hub name.
+        rbm: directory or s3:// prefix of a refiner, or None.
+        num_captions: of each image.
+        batch_size: images captioned at once.
+        torch_threads: at most; never more than this machine has cores.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        model: str,
+        rbm: str | None,
+        precision: Precision,
+        refinement: Refinement,
+        decoding: Decoding,
+        num_captions: int,
+        batch_size: int,
+        torch_threads: int,
+    ) -> None:
+        torch.set_num_threads(usable_threads(torch_threads))
+        self.output, self.batch_size = output, batch_size
+        self.refinement, self.decoding, self.num_captions = refinement, decoding, num_captions
+        self.predictor = CaptionPredictor.from_pretrained(model, rbm, precision)
+        self.ready_at = time.time()
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of :func:`read_shard` to counts and times; the captions are in ``output``."""
+        shard = Shard.model_validate_json(row["shard"])
+        paths = list(row["paths"])
+        columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+        for start in range(0, len(paths), self.batch_size):
+            # Copied, because Ray's memory is read-only, which torch has no notion of.
+            images = row["images"][start : start + self.batch_size].copy()
+            image_embeds = self.predictor.refine(self.predictor.encode(images), self.refinement)
+            written = self.predictor.decoder.write(image_embeds, self.decoding, self.num_captions)
+            for path, captions in zip(paths[start : start + self.batch_size], written, strict=True):
+                for rank, caption in enumerate(captions):
+                    values = (path, rank, caption.text, caption.log_probability)
+                    for column, value in zip(columns.values(), values, strict=True):
+                        column.append(value)
+        if paths:
+            sink = pa.BufferOutputStream()
+            pq.write_table(pa.table(columns, schema=SCHEMA), sink)
+            storage.write_bytes(captions_file(self.output, shard.name), sink.getvalue())
+        left_out = tuple(LeftOut(*item) for item in json.loads(row["left_out"]))
+        report = ShardReport(
+            digest=shard.digest, num_images=len(paths), num_captions=len(columns["path"]), left_out=left_out
+        )
+        # After the captions: a shard counts as done when its report is there.
+        storage.write_bytes(report_file(self.output, shard.name), report.model_dump_json().encode())
+        return {
+            "name": shard.name,
+            "report": report.model_dump_json(),
+            "ready_at": self.ready_at,
+            "finished_at": time.time(),
+            "device": self.predictor.encoder.device.type,
+            "precision": str(self.predictor.decoder.dtype).removeprefix("torch."),
+            "error": "",
+        }
