@@ -177,14 +177,8 @@ class TrainConfig(JobConfig):
             raise ValueError(f"strategy.kind (deepspeed) needs num_workers ({self.num_workers}) of at least 1")
         if isinstance(self.strategy, InPlace) and not isinstance(self.task, ContrastiveDivergenceTraining):
             raise ValueError(f"strategy.kind (in_place) trains RBMs only, not {self.task.kind}; set it to ddp")
-        unfreezes = (
-            isinstance(self.task, LstmCaptioningTraining) and self.task.unfreeze_encoder_after_epochs is not None
-        )
-        if isinstance(self.strategy, DeepSpeed) and unfreezes:
-            raise ValueError(
-                "task.unfreeze_encoder_after_epochs: strategy.kind (deepspeed) shards what is trained from the first "
-                "step; set it to ddp, or train in two runs"
-            )
+        if isinstance(self.strategy, DeepSpeed) and isinstance(self.task, LstmCaptioningTraining):
+            _require_shardable(self.task, self.strategy)
         if self.spreads_model:
             self._require_images()
         return self
@@ -222,3 +216,14 @@ class TrainConfig(JobConfig):
             raise ValueError(f"{field} cannot train with task.negatives (parallel_tempering); set it to cd or pcd")
         if self.num_workers == 0:
             raise ValueError(f"{field} needs num_workers ({self.num_workers}) of at least 1")
+
+
+def _require_shardable(task: LstmCaptioningTraining, strategy: DeepSpeed) -> None:
+    if task.unfreeze_encoder_after_epochs is not None:
+        raise ValueError(
+            "task.unfreeze_encoder_after_epochs: strategy.kind (deepspeed) shards what is trained from the first "
+            "step; set it to ddp, or train in two runs"
+        )
+    if task.self_critical is not None and strategy.stage == 3:
+        # Parameters are gathered in each step of the LSTM, and drawn captions differ in length.
+        raise ValueError("task.self_critical: not with strategy.stage (3); set a lower one, or strategy.kind: ddp")

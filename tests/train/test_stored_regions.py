@@ -7,30 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lstm_runs import MODEL, config, history, task
-from tiny import CAPTIONS, make_rows
+from lstm_runs import MODEL, config, history, save_captioner, task
+from tiny import make_rows
 
 from raycap.batch.extract import ExtractConfig, extract
-from raycap.checkpoint import CaptioningLstm, encoder_fingerprint, load_lstm_captioner, save_lstm_captioner
+from raycap.checkpoint import encoder_fingerprint, load_lstm_captioner
 from raycap.data.features import open_store, read_features
 from raycap.data.rows import decode_images, open_rows, read_chunk
-from raycap.data.vocabulary import count_words, make_vocabulary
 from raycap.errors import UserError
-from raycap.models.lstm_captioner import LstmCaptioner
-from raycap.models.resnet_regions import ResNetRegions, ResNetShape
 from raycap.train.lstm_captioning import LstmCaptioningTraining
 from raycap.train.trainer import train
 
 pytestmark = pytest.mark.integration
-
-
-def save_captioner(directory: Path, seed: int) -> str:
-    torch.manual_seed(seed)
-    shape = ResNetShape.model_validate(MODEL["encoder"]["shape"])
-    encoder, vocabulary = ResNetRegions(shape.build(), 32, 2), make_vocabulary(count_words(CAPTIONS * 2))
-    decoder = LstmCaptioner(len(vocabulary), 8, 16, encoder.embed_dim)
-    save_lstm_captioner(directory, CaptioningLstm(encoder, decoder, vocabulary))
-    return str(directory)
 
 
 def extraction(rows: str, model: str, output: Path, **regions: int) -> ExtractConfig:

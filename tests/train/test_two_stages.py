@@ -2,48 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from lstm_runs import config, history, task
+from lstm_runs import KeepingHost, config, run, task
 from torch.nn.parallel import DistributedDataParallel
 
-from raycap.train.loop import Worker
 from raycap.train.strategy import DdpStrategy
 
 pytestmark = pytest.mark.integration
-
-
-class KeepingHost:
-    """A worker by itself that keeps every checkpoint."""
-
-    rank, num_workers, local_workers, speaks = 0, 1, 1, False
-    device = torch.device("cpu")
-
-    def __init__(self, folder: Path, begin: Path | None = None) -> None:
-        self.folder, self.begin = folder, begin
-
-    @contextmanager
-    def checkpoint(self) -> Iterator[Path | None]:
-        yield self.begin
-
-    def report(self, metrics: dict[str, Any], directory: Path) -> None:
-        shutil.copytree(directory, self.folder / f"{metrics['step']:03d}", dirs_exist_ok=True)
-
-
-def run(settings: Any, recipe: Any, host: KeepingHost) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    worker = Worker(settings, recipe, host)
-    worker.run()
-    weights = {name: tensor.clone() for name, tensor in worker.task.state_dict().items()}
-    records = history(Path(settings.output))
-    for record in records:
-        record.pop("resumed_at", None)
-    return records, weights
 
 
 def test_the_stages_train_what_they_should_and_a_run_goes_on_from_any_checkpoint(
