@@ -97,3 +97,12 @@ def test_the_cider_of_greedy_and_of_drawn_captions_rises() -> None:
     assert (ended > begun + 1).all(), (begun, ended)
     task.eval()
     assert task(batch | {"input_ids": torch.tensor([[1, 4, 2]] * 12)}).keys() == {"caption_loss"}
+
+
+def test_bf16_products_leave_no_weight_without_a_gradient() -> None:
+    task = task_of(Reward(CountingCider(), samples_per_image=4, max_words=MAX_WORDS), 6)  # type: ignore[arg-type]
+    batch = {"regions": torch.randn(3, 4, 6), "reference_ids": torch.zeros(3, 1, 3, dtype=torch.int64)}
+    # The greedy captions, which need no gradient, come first, and autocast keeps what it has cast.
+    with torch.autocast("cpu", torch.bfloat16):
+        task(batch)["self_critical_loss"].backward()
+    assert all(parameter.grad is not None for parameter in task.decoder.parameters())
