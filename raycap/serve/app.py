@@ -52,8 +52,10 @@ def build(args: CaptionArgs) -> Application:
     shape = args.shape
     if isinstance(shape, Disaggregated):
         encoder = deploy("encoder", EncoderDeployment, shape.encoder, shape.encoder, args.tracing)
-        refiner = deploy("refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder, args.tracing)
-        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, refiner, args.tracing)
+        source = encoder
+        if shape.refiner is not None:
+            source = deploy("refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder, args.tracing)
+        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, source, args.tracing)
     else:
         options = shape.captioner
         captioner = deploy("captioner", CaptionerDeployment, options, options, isinstance(shape, Cpu), args.tracing)

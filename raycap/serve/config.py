@@ -148,12 +148,15 @@ class Disaggregated(Config):
 
     kind: Literal["disaggregated"] = "disaggregated"
     encoder: EncoderOptions = EncoderOptions()
-    refiner: RefinerOptions = RefinerOptions()
+    refiner: RefinerOptions | None = RefinerOptions()
+    """null for models without an RBM: embeddings then have one way less to go."""
+
     decoder: DecoderOptions = DecoderOptions()
 
     def deployments(self) -> dict[str, ComputeOptions]:
         """By name."""
-        return {"encoder": self.encoder, "refiner": self.refiner, "decoder": self.decoder}
+        refiner = {} if self.refiner is None else {"refiner": self.refiner}
+        return {"encoder": self.encoder, **refiner, "decoder": self.decoder}
 
 
 class Fused(Config):
@@ -213,6 +216,17 @@ class CaptionArgs(Routing):
     rate_limit: RateLimit | None = None
     """Of each client; without, all may ask as they like."""
 
+    def require_refiner(self, routing: Routing) -> None:
+        """See that every RBM finds its place.
+
+        Raises:
+            UserError: a model has one, and the shape no refiner.
+        """
+        if isinstance(self.shape, Disaggregated) and self.shape.refiner is None:
+            for name, model in routing.models.items():
+                if model.rbm is not None:
+                    raise UserError(f"models.{name}.rbm = {model.rbm}: shape.refiner is null; give it options, or {{}}")
+
     @property
     def routing(self) -> Routing:
         """What can be changed while the application runs, with absolute paths."""
@@ -234,6 +248,14 @@ class CaptionArgs(Routing):
                     f"max_rows ({decoder.max_rows}) must be at least models.{name}.decoding.num_beams "
                     f"({model.decoding.num_beams}) and rerank.num_candidates ({num_candidates})"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _every_rbm_has_a_refiner(self) -> "CaptionArgs":
+        try:
+            self.require_refiner(self)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="after")

@@ -108,11 +108,11 @@ class _Captioner(_Deployment):
 
 
 class DecoderDeployment(_Captioner):
-    """Pixels to captions, with the refiner's help."""
+    """Pixels to captions, with the help of what gives embeddings: the refiner, or the encoder where there is none."""
 
-    def __init__(self, options: DecoderOptions, refiner: DeploymentHandle, tracing: Tracing | None = None) -> None:
+    def __init__(self, options: DecoderOptions, source: DeploymentHandle, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = Decoder(RemoteSource(refiner), options, self.telemetry)
+        self.stage = Decoder(RemoteSource(source), options, self.telemetry)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""

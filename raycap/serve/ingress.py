@@ -50,6 +50,7 @@ class CaptionIngress:
             key_ring = KeyRing(args.keys) if args.keys is not None else None
         except UserError as error:
             raise ServeArgsError(str(error)) from None
+        self.args = args
         self.telemetry = Telemetry.of_replica(args.tracing)
         limiter = RateLimiter(args.rate_limit) if args.rate_limit is not None else None
         self.service = Service(
@@ -100,7 +101,9 @@ class CaptionIngress:
             if self.service.keys is not None:
                 # So that keys, too, change without a restart.
                 await asyncio.to_thread(self.service.keys.reload)
-            await self.service.switch(parse_config(Routing, user_config, origin="user_config"))
+            routing = parse_config(Routing, user_config, origin="user_config")
+            self.args.require_refiner(routing)
+            await self.service.switch(routing)
         except UserError as error:
             if not self.service.served.models:
                 raise ServeArgsError(str(error)) from None

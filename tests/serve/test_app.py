@@ -45,6 +45,19 @@ def test_each_shape_has_its_deployments_with_their_own_queues_and_models(args, k
         assert set(deployment._deployment_config.user_config["models"]) == {"caption"}
 
 
+def test_without_a_refiner_the_decoder_asks_the_encoder(lstm):
+    args = {"shape": {"kind": "disaggregated", "refiner": None}, "models": {"lstm": {"model": lstm}}}
+    found = deployments(build(CaptionArgs.model_validate(args)))
+    assert set(found) == {"ingress", "decoder", "encoder"}
+
+
+@pytest.mark.parametrize("name", ["rbm", "rerank"])
+def test_an_lstm_captioner_takes_no_rbm(models, lstm, name):
+    given = {"rbm": str(models / "demo/rbm/model"), "rerank": {"num_candidates": 1}}[name]
+    with pytest.raises(ServeArgsError, match=f"args.models.m.{name}: .* is an LSTM captioner, which takes none"):
+        build(CaptionArgs.model_validate({"models": {"m": {"model": lstm, name: given}}}))
+
+
 def test_the_stages_keep_their_share_of_a_gpu(args):
     shape = {"kind": "disaggregated", "encoder": {"num_gpus": 0.5, "max_replicas": 4}, "decoder": {"num_gpus": 0.4}}
     found = deployments(build(args(shape=shape)))

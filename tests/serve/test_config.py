@@ -57,6 +57,10 @@ ONE = {"m": {"model": "m"}}
             "max_rows (32) must be at least models.m.decoding.num_beams (40)",
         ),
         (
+            {"models": {"m": {"model": "m", "rbm": "r"}}, "shape": {"kind": "disaggregated", "refiner": None}},
+            "models.m.rbm = r: shape.refiner is null; give it options, or {}",
+        ),
+        (
             {"models": {name: {"model": name} for name in "abc"}},
             "shape.captioner.max_models (2) must be at least the number of models (3)",
         ),

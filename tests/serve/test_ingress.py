@@ -110,3 +110,12 @@ def test_keys_change_with_a_new_user_config(routing, monkeypatch, tmp_path):
     asyncio.run(ingress.reconfigure(routing))
     assert ingress.service.keys.identify("Bearer the-second-key-of-someone") == "someone"
     assert "short" not in ingress.service.refused
+
+
+def test_an_rbm_that_no_refiner_would_apply_is_refused(models, routing, monkeypatch):
+    monkeypatch.setattr("raycap.serve.ingress.RemoteCaptioner", lambda captioner: captioner)
+    shape = {"kind": "disaggregated", "refiner": None}
+    ingress = CaptionIngress.__bases__[0](CaptionArgs.model_validate(routing | {"shape": shape}), Words())
+    model = routing["models"]["tiny"] | {"rbm": str(models / "demo/rbm/model")}
+    with pytest.raises(ServeArgsError, match="models.tiny.rbm = .*: shape.refiner is null"):
+        asyncio.run(ingress.reconfigure({"models": {"tiny": model}}))
