@@ -173,8 +173,8 @@ def test_regions_and_decoder_apart_serve_both_kinds_and_change_to_other_weights(
         assert [caption(client, file, "blip").json()["caption"] for file in files[:4]] == plain
         deltas = caption(client, files[0], stream="true").text
         assert json.dumps({"delta": greedy[0].split()[0]}) in deltas.replace('":"', '": "')
+        first = caption(client, files[0]).json()["model_version"]
         changed = {"lstm": SETTINGS | {"model": other}, "blip": blip}
         cluster.deploy(application | {"deployments": [{"name": "ingress", "user_config": {"models": changed}}]})
-        first = client.post("/v1/caption", files={"file": files[0]}).json()["model_version"]
         wait_until(lambda: caption(client, files[0]).json()["model_version"] != first, 120, cluster.log)
         assert [caption(client, file).json()["caption"] for file in files] == of_other
