@@ -74,7 +74,7 @@ def picture(models, files):
 
 
 @pytest.fixture(scope="module")
-def serve(models):
+def serve(models, lstm):
     """Starts the interface on loopback, around all stages, and gives its address; the same arguments give the same."""
     model = {"model": str(models / "demo/blip/model"), "decoding": {"max_new_tokens": MAX_NEW_TOKENS}}
     refined = model | {"rbm": str(models / "demo/rbm/model")}
@@ -83,7 +83,8 @@ def serve(models):
 
         def start(api_key=None, names=("demo",)):
             if (api_key, names) not in running:
-                routing = {name: model | {"traffic": 0} if name == "bare" else refined for name in names}
+                others = {"bare": model | {"traffic": 0}, "lstm": model | {"model": lstm, "traffic": 0}}
+                routing = {name: others.get(name, refined) for name in names}
                 keys = None if api_key is None else key_ring(api_key)
                 url = servers.enter_context(serve_on_loopback(Routing.model_validate({"models": routing}), keys=keys))
                 running[api_key, names] = f"{url}/"
@@ -334,6 +335,25 @@ def test_a_server_that_asks_for_a_key_gets_it_and_forgets_it_with_the_tab(visit,
     assert "$RAYCAP_API_KEY" in command
     assert KEY not in command
     assert "key" not in visit().page.locator("#curl").text_content().lower(), "where none is asked for"
+
+
+@in_browser
+def test_an_lstm_captioner_is_not_asked_to_continue_a_text(visit, picture):
+    visitor = visit(api={"names": ("demo", "lstm")})
+    page = visitor.page
+    page.locator("#options").evaluate("options => options.open = true")
+    page.get_by_label("Begins with").fill("a red")
+    visitor.drop(picture)
+    visitor.settled()
+    page.get_by_label("Model").select_option("lstm")
+    expect(page.get_by_label("Begins with")).to_be_hidden()
+    expect(page.locator("#refinement")).to_be_hidden()
+    expect(page.locator("#verdict")).to_have_text("This model has no RBM.")
+    fields = visitor.recorded("sent")[-1]
+    assert fields["model"] == "lstm"
+    assert "prompt" not in fields
+    page.get_by_label("Model").select_option("demo")
+    expect(page.get_by_label("Begins with")).to_have_value("a red")
 
 
 @in_browser
