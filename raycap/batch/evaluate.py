@@ -1,4 +1,4 @@
-"""Captions for a split with and without the RBM, also on spoiled images: scores, intervals, a report.
+"""Captions for a split by several models, with and without the RBM, also on spoiled images: scores, a report.
 
     rows: image ids and reference captions           (this process)
     one task per batch: read, decode, resize, spoil  (Ray's workers)
@@ -13,27 +13,28 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from raycap import storage
-from raycap.batch.evaluate_results import score, write_captions
-from raycap.batch.evaluate_stages import CaptionBatch, Variant, read_batch
-from raycap.batch.gallery import choose_images, read_cards
+from raycap.batch.evaluate_results import score, write_captions, write_scores
+from raycap.batch.evaluate_stages import CaptionBatch, Models, Variant, read_batch
+from raycap.batch.gallery import Gallery, choose_images, explain_cards, gallery_sections
 from raycap.batch.pool import PoolConfig, require_room, run_pool
-from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_blip, load_refiner, pair_id
+from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_captioner, load_refiner, pair_id
 from raycap.data.corruptions import Clean, Corruption
 from raycap.data.rows import Chunk, open_rows, read_chunk
 from raycap.errors import UserError
 from raycap.hardware import Precision
-from raycap.models.blip import Decoding
+from raycap.models.blip import BlipCaptionDecoder
+from raycap.models.decoding import Decoding
 from raycap.progress import Progress
 from raycap.report.curves import draw_curves, read_history
 from raycap.report.evaluation import evaluation_report
-from raycap.report.html import Curve, Report, write_report
+from raycap.report.html import Report, write_report
 from raycap.rerank import Rerank, Reranker, absolute_rerank
 
 
@@ -49,7 +50,7 @@ class EvaluateConfig(PoolConfig):
     """Evaluate the first so many images of the split; null is all."""
 
     model: str
-    """BLIP directory, s3:// prefix or hub name."""
+    """Captioner of either kind: directory, s3:// prefix or hub name; a variant may name another."""
 
     rbm: str | None = None
     """RBM directory or s3:// prefix, trained on this BLIP's embeddings; null is plain BLIP alone."""
@@ -89,7 +90,15 @@ class EvaluateConfig(PoolConfig):
     """history.jsonl files of trainings by title; the report draws their curves."""
 
     gallery_images: int = Field(default=24, ge=0)
-    """Images that the report shows; half of them, if there are, such that the variants differ."""
+    """Images that the report shows: a third where ``gallery_variant`` gains most CIDEr over the first variant, a third
+    where it loses most, the rest drawn from all others."""
+
+    gallery_variant: str | None = None
+    """Variant that the gallery holds against the first; null is the second."""
+
+    attention_images: int = Field(default=4, ge=0)
+    """Of the gallery's images those over which the attention of every word is drawn, of both variants; gains and
+    losses in turn."""
 
     title: str = "Evaluation"
     """Of the report."""
@@ -110,11 +119,6 @@ class _Split(NamedTuple):
 
     references: dict[str, list[str]]
     chunk_of: dict[str, Chunk]
-
-
-class _Model(NamedTuple):
-    encoder: EncoderId
-    image_size: int
 
 
 class _Captioned(NamedTuple):
@@ -145,32 +149,41 @@ def run_evaluation(config: EvaluateConfig) -> Evaluation:
     """
     started = time.monotonic()
     variants = _variants(config)
+    pair = _gallery_pair(config, variants)
     curves = [curve for title, uri in config.histories.items() for curve in draw_curves(title, read_history(uri))]
     split = _read_split(config)
-    model = _check_model(config)
+    encoders = _check_models(config, variants)
     require_room(config)
-    captioned = _caption(config, variants, split, model)
+    captioned = _caption(config, variants, split, [encoder.image_size for encoder in encoders.values()])
     files = write_captions(config.output, captioned.captions, split.references)
+    scored = score(captioned.captions, split.references, config.num_resamples, config.seed, config.java)
     metrics = {
         "split": config.split,
         "num_images": len(split.references),
         "baseline": variants[0].name,
         "variants": {variant.name: variant.model_dump(exclude={"name"}) for variant in variants},
         "corruptions": {corruption.name: corruption.model_dump() for corruption in config.corruptions},
-        **score(captioned.captions, split.references, config.num_resamples, config.seed, config.java),
+        **scored.metrics,
         "model": config.model,
         "rbm": config.rbm,
         "refiners": config.refiners,
         "rerankers": {name: settings.model_dump() for name, settings in config.rerankers.items()},
         "free_energy_per_pass": captioned.free_energies,
-        "encoder": model.encoder._asdict(),
+        "encoders": {model: encoder.fingerprint for model, encoder in encoders.items()},
         "decoding": config.decoding.model_dump(),
         "exact_match": config.exact_match,
         **captioned.speed,
         "files": files,
+        "scores_of_captions": write_scores(config.output, captioned.captions, scored.of_images),
         "seconds": round(time.monotonic() - started, 2),
     }
-    return Evaluation(metrics, _report(config, metrics, captioned, split, model, curves))
+    shown = choose_images(scored.of_images, sorted(split.references), pair, config.gallery_images)
+    gallery = Gallery(captioned.captions, scored.of_images, config.corruptions, config.exact_match)
+    cards = gallery.read(shown, split.chunk_of, encoders[_model(variants[0])].image_size)
+    explained = [variant for variant in variants if variant.name in pair and variant.rerank is None]
+    cards |= explain_cards(cards, shown.told(config.attention_images), explained, _models(config, variants))
+    sections = gallery_sections(shown, cards, pair)
+    return Evaluation(metrics, evaluation_report(metrics, sections, curves, config.title))
 
 
 def _refiners(config: EvaluateConfig) -> dict[str, str]:
@@ -198,7 +211,28 @@ def _variants(config: EvaluateConfig) -> tuple[Variant, ...]:
         twice = [name for name, count in Counter(given).items() if count > 1]
         if twice:
             raise UserError(f"{field}: {twice[0]!r} stands there twice; give each another name or other settings")
-    return variants
+    return tuple(
+        variant.model_copy(
+            update={"model": variant.model or config.model, "decoding": variant.decoding or config.decoding}
+        )
+        for variant in variants
+    )
+
+
+def _gallery_pair(config: EvaluateConfig, variants: Sequence[Variant]) -> tuple[str, ...]:
+    """The first variant, and the one that the gallery holds against it, if there are two."""
+    names = [variant.name for variant in variants]
+    if config.gallery_variant is None:
+        return tuple(names[:2])
+    if config.gallery_variant not in names[1:]:
+        there = ", ".join(names[1:]) or "none"
+        raise UserError(f"gallery_variant = {config.gallery_variant}: not among the variants after the first ({there})")
+    return names[0], config.gallery_variant
+
+
+def _model(variant: Variant) -> str:
+    assert variant.model is not None
+    return variant.model
 
 
 def _read_split(config: EvaluateConfig) -> _Split:
@@ -225,21 +259,58 @@ def _read_split(config: EvaluateConfig) -> _Split:
     return split
 
 
-def _check_model(config: EvaluateConfig) -> _Model:
-    """Load the models here once, so that what is wrong with them is told before any work."""
-    encoder, decoder = load_blip(config.model)
-    decoder.require_room(config.decoding)
-    owner = EncoderId(config.model, encoder_fingerprint(encoder))
-    for name, source in _refiners(config).items():
-        load_refiner(source, owner, "rbm" if name == "rbm" else f"refiners.{name}")
-    pair = pair_id(config.model, encoder, decoder)
-    for name, settings in config.rerankers.items():
-        settings.require_candidates(config.decoding)
-        Reranker(settings, pair, f"rerankers.{name}")
-    return _Model(owner, encoder.image_size)
+class _Encoder(NamedTuple):
+    fingerprint: str
+    image_size: int
 
 
-def _caption(config: EvaluateConfig, variants: Sequence[Variant], split: _Split, model: _Model) -> _Captioned:
+def _check_models(config: EvaluateConfig, variants: Sequence[Variant]) -> dict[str, _Encoder]:
+    """Load the models here once, so that what is wrong with them is told before any work; their encoders by name."""
+    encoders: dict[str, _Encoder] = {}
+    for index, variant in enumerate(variants):
+        if variant.model not in encoders:
+            field = "model" if variant.model == config.model else f"variants.{index}.model"
+            encoders[_model(variant)] = _check_model(config, variants, _model(variant), field)
+    if config.model not in encoders:
+        _check_model(config, variants, config.model, "model")
+    return encoders
+
+
+def _check_model(config: EvaluateConfig, variants: Sequence[Variant], model: str, field: str) -> _Encoder:
+    encoder, decoder = load_captioner(model, field)
+    owner, pair = EncoderId(model, encoder_fingerprint(encoder)), pair_id(model, encoder, decoder)
+    mine = [variant for variant in variants if variant.model == model]
+    rerankers = {variant.rerank for variant in mine if variant.rerank is not None}
+    refiners = {variant.refiner for variant in mine if variant.gate}
+    if model == config.model:  # what no variant names is looked at too
+        rerankers |= config.rerankers.keys() - {variant.rerank for variant in variants}
+        refiners |= _refiners(config).keys() - {variant.refiner for variant in variants if variant.gate}
+    for variant in mine:
+        decoder.require_room(variant.decoding or config.decoding)
+        if variant.rerank is not None:
+            config.rerankers[variant.rerank].require_candidates(variant.decoding or config.decoding)
+    for name in sorted(rerankers):
+        if not isinstance(decoder, BlipCaptionDecoder):
+            raise UserError(f"rerankers.{name}: {field} = {model} is an LSTM captioner; only a BLIP's are re-ranked")
+        config.rerankers[name].require_candidates(config.decoding)
+        Reranker(config.rerankers[name], pair, f"rerankers.{name}")
+    for name in sorted(refiners):
+        load_refiner(_refiners(config)[name], owner, "rbm" if name == "rbm" else f"refiners.{name}")
+    return _Encoder(owner.fingerprint, encoder.image_size)
+
+
+def _models(config: EvaluateConfig, variants: Sequence[Variant]) -> Models:
+    return Models(
+        captioners={model: absolute_source(model) for model in map(_model, variants)},
+        refiners={name: storage.absolute(source) for name, source in _refiners(config).items()},
+        rerankers={name: absolute_rerank(settings) for name, settings in config.rerankers.items()},
+        precision=config.precision,
+    )
+
+
+def _caption(
+    config: EvaluateConfig, variants: Sequence[Variant], split: _Split, image_sizes: Sequence[int]
+) -> _Captioned:
     captions: dict[str, dict[str, dict[str, str]]] = {
         corruption.name: {variant.name: {} for variant in variants} for corruption in config.corruptions
     }
@@ -247,7 +318,7 @@ def _caption(config: EvaluateConfig, variants: Sequence[Variant], split: _Split,
     num_images = len(split.references) * len(config.corruptions)
     progress = Progress("evaluate", "captions", num_images * len(variants))
     results = []
-    for result in _results(config, variants, split.batches, model.image_size):
+    for result in _results(config, variants, split.batches, sorted(set(image_sizes))):
         image_ids = result.pop("image_ids")
         for name, texts in result.pop("captions").items():
             captions[result["corruption"]][name].update(zip(image_ids, texts, strict=True))
@@ -276,33 +347,12 @@ def _caption(config: EvaluateConfig, variants: Sequence[Variant], split: _Split,
 
 
 def _results(
-    config: EvaluateConfig, variants: Sequence[Variant], batches: Sequence[dict[str, Any]], image_size: int
+    config: EvaluateConfig, variants: Sequence[Variant], batches: Sequence[dict[str, Any]], image_sizes: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """What :class:`CaptionBatch` gives for each batch and corruption, in any order."""
-    read = partial(read_batch, image_size=image_size, corruptions=config.corruptions)
-    worker = {
-        "model": absolute_source(config.model),
-        "refiners": {name: storage.absolute(source) for name, source in _refiners(config).items()},
-        "rerankers": {name: absolute_rerank(settings) for name, settings in config.rerankers.items()},
-        "precision": config.precision,
-        "variants": variants,
-        "decoding": config.decoding,
-    }
-    batch_bytes = max(batch["stop"] - batch["start"] for batch in batches) * image_size**2 * 3
-    for row in run_pool(config, batches, read, CaptionBatch, worker, batch_bytes * len(config.corruptions)):
+    read = partial(read_batch, image_sizes=image_sizes, corruptions=config.corruptions)
+    worker = {"variants": variants, "models": _models(config, variants)}
+    most = max(batch["stop"] - batch["start"] for batch in batches)
+    batch_bytes = most * sum(size**2 * 3 for size in image_sizes) * len(config.corruptions)
+    for row in run_pool(config, batches, read, CaptionBatch, worker, batch_bytes):
         yield json.loads(row["result"])
-
-
-def _report(
-    config: EvaluateConfig,
-    metrics: Mapping[str, Any],
-    captioned: _Captioned,
-    split: _Split,
-    model: _Model,
-    curves: Sequence[Curve],
-) -> Report:
-    chosen = choose_images(captioned.captions, config.gallery_images)
-    cards = read_cards(
-        chosen, split.chunk_of, captioned.captions, config.corruptions, model.image_size, config.exact_match
-    )
-    return evaluation_report(metrics, cards, curves, config.title)

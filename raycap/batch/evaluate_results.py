@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from raycap import storage
 from raycap.metrics.bootstrap import Interval, paired_bootstrap
@@ -12,26 +14,38 @@ from raycap.metrics.diversity import diversity
 from raycap.metrics.java_scores import NOT_ASKED_FOR, java_scores
 
 _CONFIDENCE = 0.95
+_SCORES = "scores.csv"
 
 Captions = Mapping[str, Mapping[str, Mapping[str, str]]]
 """By corruption, variant and image id."""
 
+ImageScores = Mapping[str, Mapping[str, Mapping[str, np.ndarray]]]
+"""By corruption, variant and score: of each image, in the order of their sorted ids, (images,)."""
+
+
+class Scored(NamedTuple):
+    """What the scores of captions are."""
+
+    metrics: dict[str, dict[str, Any]]
+    """``scores``, ``differences`` (each variant minus the first, on the same images), ``diversity``, ``lengths`` and
+    ``java_scores``, each by corruption, variant and metric; an interval is value, low and high. ``left_out`` has the
+    scores that could not be had, each with the reason."""
+
+    of_images: ImageScores
+    """Each caption's own, as if its image were all there are; CIDEr's document frequencies are those of all."""
+
 
 def score(
     captions: Captions, references: Mapping[str, Sequence[str]], num_resamples: int, seed: int, java: bool = False
-) -> dict[str, dict[str, Any]]:
+) -> Scored:
     """Score every variant on every corruption.
 
     Args:
         java: also METEOR and SPICE. Neither is a sum over images, so they have no interval.
-
-    Returns:
-        ``scores``, ``differences`` (each variant minus the first, on the same images), ``diversity``,
-        ``lengths`` and ``java_scores``, each by corruption, variant and metric; an interval is value, low
-        and high. ``left_out`` has the scores that could not be had, each with the reason.
     """
     known = References(references)
     parts: dict[str, Any] = {name: {} for name in ("scores", "differences", "diversity", "lengths", "java_scores")}
+    of_images: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     left_out: dict[str, str] = {} if java else dict(NOT_ASKED_FOR)
     for corruption, group in captions.items():
         tables = [caption_statistics(texts, known) for texts in group.values()]
@@ -39,6 +53,7 @@ def score(
         parts["scores"][corruption] = dict(zip(group, map(_plain, found.scores), strict=True))
         parts["differences"][corruption] = dict(list(zip(group, map(_plain, found.differences), strict=True))[1:])
         parts["diversity"][corruption] = {name: diversity(texts) for name, texts in group.items()}
+        of_images[corruption] = dict(zip(group, map(scores_of_sums, tables), strict=True))
         lengths = [lengths_of_sums(table.sum(0)) for table in tables]
         parts["lengths"][corruption] = {
             name: {key: float(value) for key, value in of.items()} for name, of in zip(group, lengths, strict=True)
@@ -49,7 +64,7 @@ def score(
             left_out |= missed
         parts["java_scores"][corruption] = judged
     bootstrap = {"num_resamples": num_resamples, "confidence": _CONFIDENCE, "seed": seed}
-    return parts | {"left_out": left_out, "bootstrap": bootstrap}
+    return Scored(parts | {"left_out": left_out, "bootstrap": bootstrap}, of_images)
 
 
 def _plain(intervals: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
@@ -82,3 +97,17 @@ def write_captions(
     images = [{"id": image_id} for image_id in sorted(references)]
     storage.write_json(storage.join(output, "references.json"), {"images": images, "annotations": annotations})
     return files
+
+
+def write_scores(output: str, captions: Captions, of_images: ImageScores) -> str:
+    """Write scores.csv, a line for each caption with its own scores; gives the file's name."""
+    names = list(next(iter(next(iter(of_images.values())).values())))
+    rows = (
+        [image_id, corruption, variant, texts[image_id], *(f"{values[name][index]:.6g}" for name in names)]
+        for corruption, group in captions.items()
+        for variant, texts in group.items()
+        for values in [of_images[corruption][variant]]
+        for index, image_id in enumerate(sorted(texts))
+    )
+    storage.write_csv(storage.join(output, _SCORES), ["image_id", "corruption", "variant", "caption", *names], rows)
+    return _SCORES

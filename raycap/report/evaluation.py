@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raycap.report.html import Card, Cell, Curve, Difference, Report, ScoreGroup, Section, Table
+from raycap.report.html import Cell, Curve, Difference, Report, ScoreGroup, Section, Table
 
 _TO, _MINUS = "\u2013", "\u2212"  # en dash and minus sign, as wide as a plus
 _TITLES = {"exact_match": "Right captions", "bleu_4": "BLEU-4", "cider": "CIDEr", "rouge_l": "ROUGE-L"}
@@ -21,18 +21,25 @@ _NOTES = (
 )
 # BLEU without a single match is not 0 but some 1e-11; such values are not to be told apart.
 _NOTHING = 1e-6
-_CARDS_NOTE = "Up to half of the images shown were chosen because the captions differ there, the rest at random."
+_GALLERY_NOTE = (
+    "Gains and losses are differences of two captions' own CIDEr, whose document frequencies are those of all "
+    "references; other images are drawn at random. Attention is the mean over BLIP's heads and layers, or the LSTM's "
+    "own; each word's strongest place is brightest."
+)
 _EXACT_NOTE = "A caption is right when it is one of the image's reference captions, which are all its right captions."
 
 
 def evaluation_report(
-    metrics: Mapping[str, Any], cards: Sequence[Card] = (), curves: Sequence[Curve] = (), title: str = "Evaluation"
+    metrics: Mapping[str, Any],
+    gallery: Sequence[Section] = (),
+    curves: Sequence[Curve] = (),
+    title: str = "Evaluation",
 ) -> Report:
     """Build the page of an evaluation.
 
     Args:
         metrics: what ``jobs/evaluate.py`` writes into metrics.json.
-        cards: images to show.
+        gallery: images to show.
         curves: of trainings, see :func:`raycap.report.curves.draw_curves`.
     """
     names = [name for name in _TITLES if name != "exact_match" or metrics["exact_match"]]
@@ -62,14 +69,13 @@ def evaluation_report(
         ),
         baseline=metrics["baseline"],
         differences=_differences(metrics["differences"], [name for name in names if name in _COMPARED]),
-        sections=(_words(metrics),),
+        sections=(_words(metrics), *gallery),
         curves=tuple(curves),
-        cards=tuple(cards),
         notes=(
             *_NOTES,
             *_left_out(metrics["left_out"]),
             *([_EXACT_NOTE] if metrics["exact_match"] else []),
-            *([_CARDS_NOTE] if cards else []),
+            *([_GALLERY_NOTE] if gallery else []),
         ),
     )  # fmt: skip
 
@@ -79,9 +85,10 @@ def _facts(metrics: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     search = "sampling" if decoding["do_sample"] else "greedy"
     if decoding["num_beams"] > 1:
         search = f"{decoding['num_beams']} beams"
+    models = list(dict.fromkeys(variant.get("model", metrics["model"]) for variant in metrics["variants"].values()))
     facts = {
         "Images": f"{metrics['num_images']:,} ({metrics['split']})",
-        "Model": metrics["model"],
+        "Model" if len(models) == 1 else "Models": ", ".join(models),
         "RBM": metrics["rbm"] or "none",
         "Decoding": f"{search}, up to {decoding['max_new_tokens']} tokens",
         "Time": f"{metrics['seconds']:,.0f} s, {metrics['images_per_second']:,.1f} images/s",

@@ -41,11 +41,21 @@ class Picture:
 
 @dataclass(frozen=True)
 class CardCaption:
-    """A caption that a variant gave; ``right`` is None where the references are not all right captions."""
+    """A caption that a variant gave; ``right`` is None where the references are not all right captions, ``score`` is
+    its own CIDEr, if it is to be shown."""
 
     variant: str
     text: str
     right: bool | None = None
+    score: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """Where a variant looked: for each word of its caption a picture, labelled by the word."""
+
+    variant: str
+    words: tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,9 @@ class Card:
     pictures: tuple[Picture, ...]
     references: tuple[str, ...]
     captions: dict[str, tuple[CardCaption, ...]]
+    looks: tuple[Look, ...] = ()
+    image: Image.Image | None = None
+    """The original, for whoever draws on it; the page does not show it."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,6 @@ class Report:
     differences: tuple[Difference, ...] = ()
     curves: tuple[Curve, ...] = ()
     sections: tuple[Section, ...] = ()
-    cards: tuple[Card, ...] = ()
     notes: tuple[str, ...] = ()
 
 

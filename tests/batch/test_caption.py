@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import csv
-import os
+import json
 import shutil
-import signal
-import subprocess
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,9 +22,11 @@ from raycap.batch.caption import CaptionConfig, caption
 from raycap.data.images import decode_image
 from raycap.data.rows import open_rows, read_chunk
 from raycap.errors import UserError
+from raycap.job import run_job
 from raycap.models.decoding import Decoding
 from raycap.predictor import CaptionPredictor, Refinement
 
+NUM_IMAGES = 160  # of the run that is killed among them
 BEAMS = Decoding(max_new_tokens=6, num_beams=3)
 
 
@@ -212,58 +212,45 @@ def test_settings_that_do_not_fit_together_are_refused(values: dict[str, Any], m
         CaptionConfig.model_validate({"model": "m", "output": "o"} | values)
 
 
-def start(file: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
-    environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "jobs/caption.py", "--config", str(file)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """SIGKILL to a job and to every process that it has started."""
-    for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        try:
-            child.send_signal(signal.SIGKILL)
-        except psutil.NoSuchProcess:
-            continue
-    process.communicate()
+def kill_the_worker(output: Path, killed: list[int]) -> None:
+    """SIGKILL to the actor once the first shard is done."""
+    while not list(output.glob("_index/*.done")):
+        time.sleep(0.005)
+    for process in psutil.Process().children(recursive=True):
+        if process.name().startswith("ray::MapWorker"):
+            process.kill()
+            killed.append(process.pid)
 
 
 @pytest.mark.integration
-def test_a_job_that_was_killed_goes_on_by_the_same_command_and_captions_nothing_twice(
-    config: CaptionConfig, tmp_path: Path
+def test_a_run_that_was_killed_goes_on_and_captions_nothing_twice(
+    config: CaptionConfig, ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_images(tmp_path / "images", 600)
-    config = config.model_copy(update={"batch_size": 1, "torch_threads": 1})
-    file = tmp_path / "caption.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
-    job = start(file)
-    try:
-        deadline = time.monotonic() + 240
-        while not list(Path(config.output).glob("_index/*.done")):
-            assert job.poll() is None, job.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        kill(job)
+    save_images(tmp_path / "images", NUM_IMAGES)
+    slow = Decoding(max_new_tokens=40, num_beams=8)
+    changes = {"decoding": slow, "batch_size": 1, "torch_threads": 1, "max_failures": 0}
+    config = config.model_copy(update=changes)
+    killed: list[int] = []
+    killer = threading.Thread(target=kill_the_worker, args=(Path(config.output), killed), daemon=True)
+    killer.start()
+    with pytest.raises(UserError, match=r"max_failures = 0: a worker died more often .*run the job again to continue"):
+        caption(config)
+    killer.join(60)
+    assert len(killed) == 1
     done = {f"{path.stem}.parquet" for path in Path(config.output).glob("_index/*.done")}
     before = modified(config)
-    assert 0 < len(done) < 76, "the job was not killed in the middle"
-    assert not Path(config.output, "metrics.json").exists()
+    assert 0 < len(done) < NUM_IMAGES // 8
 
-    again = start(file)
-    try:
-        output, errors = again.communicate(timeout=300)
-    finally:
-        if again.poll() is None:
-            kill(again)
-    assert again.returncode == 0, errors
-    metrics = yaml.safe_load(output.splitlines()[-1])
-    assert metrics["images"] == 600
-    assert metrics["images_captioned_now"] == 600 - sum(
-        len({row["path"] for row in pq.read_table(Path(config.output, name)).to_pylist()}) for name in done
-    )
+    file = tmp_path / "caption.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    run_job(CaptionConfig, caption, ["--config", str(file), "max_failures=3"])
+    printed = capsys.readouterr()
+    metrics = json.loads(printed.out.splitlines()[-1])
+    assert metrics == json.loads(Path(config.output, "metrics.json").read_text())
+    assert metrics["images"] == NUM_IMAGES
+    num_done = sum(len(set(pq.read_table(Path(config.output, name))["path"].to_pylist())) for name in done)
+    assert metrics["images_captioned_now"] == NUM_IMAGES - num_done
+    assert f"caption: {NUM_IMAGES + 1}/{NUM_IMAGES + 1} images (100%)" in printed.err
     after = modified(config)
     assert {name: after[name] for name in done} == {name: before[name] for name in done}
-    assert "caption: 601/601 images (100%)" in errors
     assert_complete(config)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import io
 import json
 from pathlib import Path
@@ -9,10 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
 from pycocotools.coco import COCO
 
 from raycap.batch.evaluate import EvaluateConfig, evaluate, run_evaluation
-from raycap.batch.evaluate_results import score, write_captions
+from raycap.batch.evaluate_results import ImageScores, score, write_captions, write_scores
 from raycap.batch.evaluate_stages import Variant
 from raycap.batch.gallery import choose_images
 from raycap.checkpoint import EncoderId, encoder_fingerprint, pair_id, save_blip, save_refiner
@@ -24,6 +28,7 @@ from raycap.data.text import train_wordpiece
 from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.blip import BlipShape, build_blip
+from raycap.models.decoding import Decoding
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 from raycap.predictor import CaptionPredictor
@@ -189,12 +194,14 @@ def test_captions_and_scores_depend_neither_on_batch_size_nor_on_the_number_of_w
 
 
 @pytest.mark.integration
-def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(place: Path, ray_cluster: None) -> None:
+def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(
+    place: Path, tiny_lstm: str, ray_cluster: None
+) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
         ({"rows": str(place / "nothing")}, "rows = .*nothing: no finished rows"),
         ({"split": "test"}, "split = 'test': not in .*; it has dev"),
         ({"model": str(place / "nothing")}, "model = .*nothing: no such directory"),
-        ({"model": str(place / "rbm")}, "model = .*: holds a gaussian_bernoulli_rbm, not a BLIP"),
+        ({"model": str(place / "rbm")}, "model = .*: holds a gaussian_bernoulli_rbm, not a"),
         ({"rbm": str(place / "blip")}, "rbm = .*: holds a blip, not an RBM"),
         ({"rbm": str(place / "foreign_rbm")}, "rbm = .*: trained on embeddings of encoder another"),
         ({"rbm": None, "variants": [{"name": "a", "gate": 0.5}]}, "variants.0.gate = 0.5: there is no RBM; set rbm"),
@@ -216,6 +223,10 @@ def test_what_is_missing_or_does_not_fit_is_told_before_any_caption(place: Path,
             "rerankers.a.clip = .*: holds a blip, not a CLIP; give a CLIP model directory",
         ),
         ({"rbm": str(place / "joint_rbm")}, "rbm = .*: trained on embeddings of encoder .*image and caption.*, not of"),
+        ({"variants": [{"name": "a", "gate": 0, "model": "/none"}]}, "variants.0.model = /none: no such directory"),
+        ({"variants": [{"name": "a", "model": tiny_lstm}]}, "rbm = .*: trained on embeddings of encoder blip"),
+        ({"model": tiny_lstm, "rbm": None, "rerankers": {"a": {}}}, "rerankers.a: .* only a BLIP's are re-ranked"),
+        ({"gallery_variant": "a"}, r"gallery_variant = a: not among the variants after the first \(rbm\)"),
         ({"num_workers": 99}, "num_workers = 99: .* CPUs of one node"),
         ({"use_gpu": True}, "use_gpu = true: the cluster has no GPU"),
     ]
@@ -251,7 +262,7 @@ def test_coco_tools_read_captions_and_references(tmp_path: Path) -> None:
 def test_scores_that_need_java_are_named_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     texts, references = {"1": "a dog runs", "2": "a cat"}, {"1": ["a dog runs fast"], "2": ["a cat", "the cat"]}
-    found = score({"clean": {"plain": texts}}, references, num_resamples=100, seed=0, java=True)
+    found = score({"clean": {"plain": texts}}, references, num_resamples=100, seed=0, java=True).metrics
     assert found["java_scores"] == {"clean": {"plain": {}}}
     assert set(found["left_out"]) == {"meteor", "spice"}
     assert "install a Java runtime" in found["left_out"]["meteor"]
@@ -259,25 +270,100 @@ def test_scores_that_need_java_are_named_where_there_is_none(monkeypatch: pytest
     assert found["lengths"]["clean"]["plain"]["reference_length"] == 6
     assert found["diversity"]["clean"]["plain"]["vocabulary"] == 4
     assert found["scores"]["clean"]["plain"]["repetition_rate"]["value"] == 0
-    left_out = score({"clean": {"plain": texts}}, references, num_resamples=100, seed=0)["left_out"]
+    left_out = score({"clean": {"plain": texts}}, references, num_resamples=100, seed=0).metrics["left_out"]
     assert "not asked for" in left_out["spice"]
+
+
+def test_each_caption_s_own_scores_are_pycocoevalcap_s(tmp_path: Path) -> None:
+    references = {"b, 1": ["a red circle", "one red circle above"], "a": ["a blue square"], "c": ["a dog", "dogs run"]}
+    captions = {"clean": {
+        "plain": {"a": "a blue square", "b, 1": "a red dog", "c": ""},
+        "rbm": {"a": "a square", "b, 1": "a red circle above", "c": "a dog runs"},
+    }}  # fmt: skip
+    write_scores(str(tmp_path), captions, score(captions, references, 100, 0).of_images)
+    with (tmp_path / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    places = [(variant, image_id) for variant in ("plain", "rbm") for image_id in ("a", "b, 1", "c")]
+    assert [(row["variant"], row["image_id"]) for row in rows] == places
+    for variant, texts in captions["clean"].items():
+        found = [row for row in rows if row["variant"] == variant]
+        assert {row["image_id"]: row["caption"] for row in found} == texts
+        hypotheses = {image_id: [texts[image_id]] for image_id in sorted(texts)}
+        truths = {image_id: references[image_id] for image_id in sorted(texts)}
+        expected = {
+            "cider": Cider().compute_score(truths, hypotheses)[1],
+            "rouge_l": Rouge().compute_score(truths, hypotheses)[1],
+            "bleu_4": Bleu(4).compute_score(truths, hypotheses, verbose=0)[1][3],
+        }
+        for name, values in expected.items():
+            assert [float(row[name]) for row in found] == pytest.approx(list(values), abs=1e-5), name
 
 
 def test_equal_captions_have_no_difference_at_all() -> None:
     references = {str(i): [f"a dog number {i}"] for i in range(20)}
     texts = {str(i): f"a cat number {i % 3}" for i in range(20)}
-    found = score({"clean": {"plain": texts, "rbm": dict(texts)}}, references, num_resamples=200, seed=0)
+    found = score({"clean": {"plain": texts, "rbm": dict(texts)}}, references, num_resamples=200, seed=0).metrics
     assert list(found["differences"]["clean"]) == ["rbm"]
     for interval in found["differences"]["clean"]["rbm"].values():
         assert interval == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_gallery_prefers_images_on_which_the_variants_differ_and_is_the_same_each_time() -> None:
-    plain = {f"{i}.jpg": "a dog" for i in range(100)}
-    rbm = plain | {f"{i}.jpg": "a cat" for i in range(5)}
-    chosen = choose_images({"clean": {"plain": plain, "rbm": rbm}}, 10)
-    assert len(chosen) == len(set(chosen)) == 10
-    assert {f"{i}.jpg" for i in range(5)} <= set(chosen)
-    shuffled = {name: rbm[name] for name in reversed(plain)}
-    assert choose_images({"clean": {"plain": shuffled, "rbm": plain}}, 10) == chosen
-    assert len(choose_images({"clean": {"plain": plain}}, 1000)) == 100
+def _image_scores(**cider: list[float]) -> ImageScores:
+    return {"clean": {name: {"cider": np.array(values)} for name, values in cider.items()}}
+
+
+def test_gallery_shows_the_largest_gains_and_losses_in_their_order_and_the_same_others_each_time() -> None:
+    image_ids = [f"{index:03d}.jpg" for index in range(100)]
+    rbm = [0.0] * 100
+    for index, value in ((7, 0.5), (3, 2.0), (50, 1.0), (11, 0.1), (20, -0.5), (21, -3.0)):
+        rbm[index] = value
+    scores = _image_scores(plain=[0.0] * 100, rbm=rbm)
+    shown = choose_images(scores, image_ids, ("plain", "rbm"), 10)
+    assert shown.gains == ["003.jpg", "050.jpg", "007.jpg"]
+    assert shown.losses == ["021.jpg", "020.jpg"]
+    assert len(set(shown.all)) == 10
+    assert choose_images(scores, image_ids, ("plain", "rbm"), 10) == shown
+    turned = choose_images(scores, image_ids, ("rbm", "plain"), 10)
+    assert turned.losses == shown.gains
+    assert shown.told(4) == ["003.jpg", "021.jpg", "050.jpg", "020.jpg"]
+    assert len(choose_images(scores, image_ids, ("plain", "rbm"), 1000).all) == 100
+    alone = choose_images(scores, image_ids, ("plain",), 10)
+    assert (alone.gains, alone.losses, len(alone.drawn)) == ([], [], 10)
+    assert choose_images(scores, image_ids, ("plain", "rbm"), 0).all == []
+
+
+@pytest.mark.integration
+def test_a_blip_and_an_lstm_captioner_are_compared_on_the_same_images(
+    place: Path, tiny_lstm: str, ray_cluster: None
+) -> None:
+    output = place / "models"
+    beams = {"max_new_tokens": 8, "num_beams": 2, "no_repeat_words": 2}
+    variants = [
+        {"name": "blip", "gate": 0},
+        {"name": "lstm", "gate": 0, "model": tiny_lstm},
+        {"name": "lstm_beams", "gate": 0, "model": tiny_lstm, "decoding": beams},
+        {"name": "rbm", "gate": 1},
+    ]
+    config = _config(
+        place, output=str(output), variants=variants, max_images=12, gallery_images=6, attention_images=2,
+        exact_match=False, gallery_variant="lstm_beams",
+    )  # fmt: skip
+    metrics = evaluate(config)
+    table = read_chunk(open_rows(config.rows).chunks("dev")[0]).slice(0, 12)
+    images = [decode_image(data.as_py()) for data in table["image_bytes"]]
+    found = {name: [item["caption"] for item in items] for name, items in _read_captions(output).items()}
+    blip = CaptionPredictor.from_pretrained(config.model, config.rbm, Precision.FP32)
+    lstm = CaptionPredictor.from_pretrained(tiny_lstm)
+    assert found["blip-clean"] == blip.caption(images, config.decoding, Variant(name="", gate=0))
+    assert found["rbm-clean"] == blip.caption(images, config.decoding)
+    assert found["lstm-clean"] == lstm.caption(images, config.decoding)
+    assert found["lstm_beams-clean"] == lstm.caption(images, Decoding.model_validate(beams))
+    assert len({json.dumps(captions) for captions in found.values()}) == 4, "the case shows nothing"
+    assert set(metrics["encoders"]) == {config.model, tiny_lstm}
+    assert set(metrics["differences"]["clean"]) == {"lstm", "lstm_beams", "rbm"}
+    page = (output / "report.html").read_text()
+    assert page.count('<article class="card">') == 6
+    assert page.count("Where blip looked") == page.count("Where lstm_beams looked") == 2
+    with (output / "scores.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["caption"] for row in rows if row["variant"] == "lstm"] == found["lstm-clean"]

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from pyarrow import fs
-from tiny import TINY, make_rows
+from tiny import TINY, make_rows, png
 
 from raycap import storage
 
@@ -120,7 +120,7 @@ def submit(address: str, name: str, config: dict[str, Any], tmp_path: Path) -> d
     return json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
 
 
-def test_ingest_extract_train_and_evaluate_as_submitted_jobs_on_s3(cluster: str, tmp_path: Path) -> None:
+def test_ingest_extract_train_evaluate_and_caption_as_submitted_jobs_on_s3(cluster: str, tmp_path: Path) -> None:
     base = f"s3://{BUCKET}/run"
     rows, blip, features, rbm, report = (f"{base}/{name}" for name in ("rows", "blip", "features", "rbm", "report"))
     source = {"kind": "shapes", "num_train": 96, "num_dev": 24, "num_test": 0, "image_size": 16}
@@ -145,6 +145,14 @@ def test_ingest_extract_train_and_evaluate_as_submitted_jobs_on_s3(cluster: str,
     scores = submit(cluster, "evaluate", settings, tmp_path)
     assert scores["num_images"] == 24
 
+    for index in range(10):
+        storage.write_bytes(f"{base}/photos/{index % 2}/{index}.png", png(index))
+    storage.write_bytes(f"{base}/photos/notes.txt", b"no image")
+    settings = {"output": f"{base}/captions", "images": f"{base}/photos", "model": f"{blip}/model", "shard_images": 4}
+    settings["decoding"] = {"max_new_tokens": 8}
+    captioned = submit(cluster, "caption", settings, tmp_path)
+    assert (captioned["images"], captioned["files"], list(captioned["left_out"])) == (10, 3, ["not_an_image"])
+
     # What lies there is plain S3 and plain Parquet to anybody else.
     client = boto3.client("s3")
     listing = client.list_objects_v2(Bucket=BUCKET, Prefix="run/")
@@ -155,6 +163,9 @@ def test_ingest_extract_train_and_evaluate_as_submitted_jobs_on_s3(cluster: str,
     key = next(key for key in sorted(keys) if key.startswith("run/features/dev") and key.endswith(".parquet"))
     table = pq.read_table(io.BytesIO(client.get_object(Bucket=BUCKET, Key=key)["Body"].read()))
     assert table.num_rows == 24
+    bodies = [client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in sorted(keys) if "/captions/c" in key]
+    paths = [path for body in bodies for path in pq.read_table(io.BytesIO(body))["path"].to_pylist()]
+    assert sorted(paths) == sorted(f"{base}/photos/{index % 2}/{index}.png" for index in range(10))
     filesystem, path = storage.resolve(rows)
     assert isinstance(filesystem, fs.S3FileSystem)
     names = [key.removeprefix("run/rows/") for key in keys if key.startswith("run/rows/") and key.endswith(".parquet")]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from raycap.report.curves import draw_curves
 from raycap.report.evaluation import evaluation_report, verdict
-from raycap.report.html import Card, CardCaption, Picture, Report, Section, render_report, write_report
+from raycap.report.html import Card, CardCaption, Look, Picture, Report, Section, render_report, write_report
 
 NASTY = '<script>alert("x")</script> & <b>'
 
@@ -43,11 +43,13 @@ def _metrics(**changes: Any) -> dict[str, Any]:
 def _page() -> str:
     pixels = np.zeros((64, 64, 3), np.uint8)
     captions = {"clean": (CardCaption("plain", NASTY, right=False), CardCaption("rbm", "a red circle", right=True))}
-    card = Card(NASTY, (Picture("clean", pixels), Picture("noise", pixels, aspect=1.5)), (NASTY, "a dog"), captions)
+    pictures = (Picture("clean", pixels), Picture("noise", pixels, aspect=1.5))
+    looks = (Look(NASTY, (Picture(NASTY, pixels), Picture("circle", pixels))),)
+    card = Card(NASTY, pictures, (NASTY, "a dog"), captions, looks)
     curves = draw_curves(NASTY, [{"step": 1, f"train_{NASTY}": 1.0}, {"step": 2, f"train_{NASTY}": 0.5}])
-    report = evaluation_report(_metrics(), [card], curves, title=NASTY)
+    report = evaluation_report(_metrics(), [Section(NASTY, cards=(card,))], curves, title=NASTY)
     section = Section(NASTY, paragraphs=(NASTY,), facts=((NASTY, NASTY),), cards=(card,))
-    return render_report(dataclasses.replace(report, sections=(section,)))
+    return render_report(dataclasses.replace(report, sections=(*report.sections, section)))
 
 
 class _Tags(HTMLParser):
@@ -125,7 +127,7 @@ def test_verdict_is_no_difference_whenever_the_interval_holds_0(low: float, high
 
 
 def test_right_and_wrong_are_marked_only_where_the_references_are_all_right_captions() -> None:
-    assert _page().count('class="mark right"') == 2  # in the gallery and in the section
+    assert _page().count('class="mark right"') == 2  # in both sections
     report = evaluation_report(_metrics(exact_match=False))
     assert "Right captions" not in render_report(report)
 
