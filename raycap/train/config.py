@@ -13,6 +13,7 @@ from raycap.job import JobConfig
 from raycap.train.captioning import CaptioningTraining
 from raycap.train.contrastive_divergence import ContrastiveDivergenceTraining
 from raycap.train.lstm_captioning import LstmCaptioningTraining
+from raycap.train.mlflow_tracking import MlflowTracking
 
 
 class AdamW(Config):
@@ -164,6 +165,9 @@ class TrainConfig(JobConfig):
     tensorboard: bool = True
     """Write losses, learning rate, validation scores and sample captions to ``output``/tensorboard, at each
     checkpoint."""
+
+    mlflow: MlflowTracking | None = None
+    """Write the same numbers to MLflow, too."""
 
     max_failures: int = Field(default=3, ge=0)
     """How often lost workers are replaced, each time from the last checkpoint."""

@@ -20,6 +20,7 @@ from raycap.progress import Progress, say
 from raycap.train.config import AdamW, DeepSpeed, InPlace, TrainConfig
 from raycap.train.host import Host, RayTrainHost
 from raycap.train.in_place import InPlaceStrategy
+from raycap.train.mlflow_tracking import log_metrics
 from raycap.train.recipe import HopelessRunError, Measured, Recipe, Sample, Share, Validation
 from raycap.train.state import HISTORY, Place, load_state, save_state
 from raycap.train.strategy import DdpStrategy, DeepSpeedStrategy, Losses, Strategy
@@ -404,6 +405,8 @@ class Worker:
             from raycap.train.tensorboard import write_events  # takes a second
 
             write_events(self.config.output, place.step, records, samples)
+        if self.config.mlflow is not None and records:
+            log_metrics(self.config.mlflow, self.config.output, place.history)
 
 
 def _share(config: TrainConfig, rank: int, num_workers: int) -> Share:

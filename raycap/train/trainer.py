@@ -16,6 +16,7 @@ from raycap.errors import UserError
 from raycap.progress import say
 from raycap.train.config import TrainConfig
 from raycap.train.loop import ERROR, train_worker
+from raycap.train.mlflow_tracking import RUN_FILE
 from raycap.train.recipe import Recipe
 from raycap.train.state import HISTORY
 from raycap.train.stream import READER_CPUS
@@ -23,7 +24,7 @@ from raycap.train.stream import READER_CPUS
 _RUN = "run.json"
 _CHECKPOINTS = "checkpoints"
 # What may differ between a run and its resumption.
-_FREE_SETTINGS = {"overwrite", "max_failures", "keep_checkpoints"}
+_FREE_SETTINGS = {"mlflow", "overwrite", "max_failures", "keep_checkpoints"}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -43,6 +44,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     cluster.connect()
     cluster.require(config.num_workers, config.cpus_per_worker, config.use_gpu, READER_CPUS)
     config.task.check()
+    if config.mlflow is not None:
+        config.mlflow.require_client()
     # Nothing was written so far: what is refused leaves the output as it was.
     _claim_output(config)
     recipe = config.task.prepare(config.output)
@@ -104,7 +107,7 @@ def _claim_output(config: TrainConfig) -> None:
 
 def _clear(output: str) -> None:
     # run.json last: without it, checkpoints that are still there would be taken for the next run's.
-    for name in ("metrics.json", ERROR, HISTORY, _CHECKPOINTS, "tensorboard", "model", "tokenizer", _RUN):
+    for name in ("metrics.json", ERROR, HISTORY, _CHECKPOINTS, "tensorboard", RUN_FILE, "model", "tokenizer", _RUN):
         storage.delete(storage.join(output, name))
 
 
