@@ -5,9 +5,9 @@
 Two models: BLIP-base's shape with random weights and an RBM of 1,024 hidden units (every caption has 20 tokens), and,
 where --model and --rbm give one, a trained model. Servers: raycap's shapes ``fused`` (as kind: cpu) and
 ``disaggregated`` on one Ray Serve, LitServe around raycap's predictor, FastAPI around transformers. The bare predictor
-captions the same files, decoding and resizing included, in batches of 8, 16 or 32, whichever it is fastest with. Caches
-are off. In each round every system is measured at each number of clients, each of which asks again when it has its
-answer; the order turns.
+captions the same files, decoding and resizing included, in batches of 8, 16 or 32, whichever it is fastest with; it and
+the peers have torch's own number of threads. Caches are off. In each round every system is measured at each number of
+clients, each of which asks again when it has its answer; the order turns.
 
 Serve's throughput mode behind HAProxy, which listens on all interfaces, is measured in a network of its own:
 
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="requests at once")
+    parser.add_argument("--torch-threads", type=int, help="of raycap's stages; by default as raycap chooses")
     parser.add_argument("--without-base", action="store_true", help="leave BLIP-base's shape out")
     arguments = parser.parse_args()
     files = _files(arguments.images)
@@ -119,7 +120,7 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
     ]
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:
-        _start_raycap(model, rbm, ports[0])
+        _start_raycap(model, rbm, ports[0], arguments.torch_threads)
         urls = {shape: f"http://127.0.0.1:{ports[0]}/{shape}/v1/caption" for shape in ("fused", "disaggregated")}
         urls |= {peer: f"http://127.0.0.1:{port}/caption" for peer, port in peers.items()}
         for port in peers.values():
@@ -239,14 +240,13 @@ def _bare(predictor: CaptionPredictor, files: list[bytes], batch_size: int, seco
     return num_captions / (time.perf_counter() - begin)
 
 
-def _start_raycap(model: str, rbm: str, port: int) -> None:
+def _start_raycap(model: str, rbm: str, port: int, threads: int | None) -> None:
     served = {"caption": {"model": model, "rbm": rbm}}
-    threads = torch.get_num_threads()
-    stages = {"encoder": {"cache_bytes": 0}, "refiner": {}, "decoder": {}}
+    computes: dict[str, Any] = {} if threads is None else {"torch_threads": threads}
+    encodes = computes | {"cache_bytes": 0, "batch_size": BATCH_SIZE}
     shapes = {
-        "fused": {"kind": "cpu", "captioner": {"cache_bytes": 0, "batch_size": BATCH_SIZE}},
-        "disaggregated": {"kind": "disaggregated"}
-        | {stage: options | {"torch_threads": threads} for stage, options in stages.items()},
+        "fused": {"kind": "cpu", "captioner": encodes},
+        "disaggregated": {"kind": "disaggregated", "encoder": encodes, "refiner": computes, "decoder": computes},
     }
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
     for name, shape in shapes.items():

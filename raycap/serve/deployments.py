@@ -125,7 +125,9 @@ class CaptionerDeployment(_Captioner):
     def __init__(self, options: CaptionerOptions, all_cores: bool, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
         if all_cores and options.torch_threads is None:
-            torch.set_num_threads(os.cpu_count() or 1)
+            # Images are encoded while captions are written, each in a thread that has so many helpers: were they more
+            # than the cores, they would wait for one another in loops.
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
         computes, telemetry = _one_thread(), self.telemetry
         refiner = Refiner(Encoder(options, computes, telemetry), options, computes, telemetry)
         self.stage = Decoder(refiner, options, telemetry)
