@@ -7,7 +7,8 @@ where --model and --rbm give one, a trained model. Servers: raycap's shapes ``fu
 ``disaggregated`` on one Ray Serve, LitServe around raycap's predictor, FastAPI around transformers. The bare predictor
 captions the same files, decoding and resizing included, in batches of 8, 16 or 32, whichever it is fastest with; it and
 the peers have torch's own number of threads. Caches are off. In each round every system is measured at each number of
-clients, each of which asks again when it has its answer; the order turns.
+clients, each of which asks again when it has its answer; the order turns, and the peers are stopped (SIGSTOP)
+meanwhile.
 
 Serve's throughput mode behind HAProxy, which listens on all interfaces, is measured in a network of its own:
 
@@ -115,9 +116,7 @@ def main() -> None:
 def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: argparse.Namespace) -> dict[str, Any]:
     ports = [_free_port() for _ in range(3)]
     peers = {"litserve": ports[1], "fastapi_transformers": ports[2]}
-    processes = [
-        _start_peer(kind, model, rbm, port) for kind, port in zip(("litserve", "fastapi"), ports[1:], strict=True)
-    ]
+    processes = {peer: _start_peer(peer, model, rbm, port) for peer, port in peers.items()}
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:
         _start_raycap(model, rbm, ports[0], arguments.torch_threads)
@@ -136,13 +135,16 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
         }
         for system, url in urls.items():  # to warm them
             asyncio.run(_load(url, bodies[system], 2, 2.0))
+        _let_run(processes, None)
         warm_rates = {size: _bare(predictor, files, size, arguments.seconds / 4) for size in BARE_BATCH_SIZES}
         batch_size = max(warm_rates, key=warm_rates.__getitem__)
         for round_number in range(arguments.rounds):
             systems = list(urls) if round_number % 2 == 0 else list(reversed(urls))
             for clients in arguments.clients:
+                _let_run(processes, None)
                 bare.append(_bare(predictor, files, batch_size, arguments.seconds))
                 for system in systems:
+                    _let_run(processes, system)
                     load = asyncio.run(_load(urls[system], bodies[system], clients, arguments.seconds))
                     loads[system][clients].append(load)
                     print(
@@ -153,7 +155,7 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
     finally:
         serve.shutdown()
         ray.shutdown()
-        for process in processes:
+        for process in processes.values():
             os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers outlive it otherwise
             process.wait()
     bare_rate = statistics.median(bare)
@@ -258,6 +260,12 @@ def _start_peer(kind: str, model: str, rbm: str, port: int) -> subprocess.Popen[
     script = Path(__file__).with_name("serve_peers.py")
     command = [sys.executable, str(script), kind, model, rbm, str(port)]
     return subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
+
+
+def _let_run(processes: dict[str, subprocess.Popen[bytes]], system: str | None) -> None:
+    """Only this one of the peers: idle ones look for requests all the time, which takes from what is measured."""
+    for peer, process in processes.items():
+        os.killpg(process.pid, signal.SIGCONT if peer == system else signal.SIGSTOP)
 
 
 def _wait_for(url: str, seconds: float = 180.0) -> None:

@@ -1,8 +1,8 @@
 """Other servers of the same model, for benchmarks/serve.py: ``python benchmarks/serve_peers.py KIND MODEL RBM PORT``.
 
-    litserve   LitServe around raycap's own predictor, batches of 8
-    fastapi    FastAPI around transformers' BlipForConditionalGeneration, as one writes it in an hour: one image at a
-               time, without the RBM
+    litserve               LitServe around raycap's own predictor, batches of 8
+    fastapi_transformers   FastAPI around transformers' BlipForConditionalGeneration, as one writes it in an hour: one
+                           image at a time, without the RBM
 
 POST /caption takes an image file as its body; LitServe hands on parsed bodies only: JSON with base64. Needs
 `pip install litserve`.

@@ -313,6 +313,8 @@ def load_lstm_captioner(source: str, field: str = "model") -> CaptioningLstm:
     encoder = ResNetRegions(ResNetModel(ResNetConfig(**config["resnet"])), **config["images"])
     decoder = LstmCaptioner(**config["decoder"])
     with storage.local_directory(source) as directory:
+        if not (directory / _WEIGHTS).is_file():
+            raise UserError(f"{field} = {source}: not whole (no {_WEIGHTS}); save the model there again")
         nn.ModuleDict({"encoder": encoder, "decoder": decoder}).load_state_dict(load_file(directory / _WEIGHTS))
         vocabulary = PreTrainedTokenizerFast.from_pretrained(directory)
     return CaptioningLstm(encoder.eval(), decoder.eval(), vocabulary)
@@ -364,6 +366,8 @@ def _load_resnet(path: str, source: str, field: str) -> ResNetModel:
                 f"{field} = {source}: holds a {config.model_type}, not a ResNet; give a ResNet of the hub's"
             )
         return ResNetModel.from_pretrained(path, dtype=torch.float32)
+    except ValueError as error:
+        raise UserError(f"{field} = {source}: holds no ResNet ({str(error).splitlines()[0]})") from None
     except OSError as error:
         raise _not_on_hub(source, field, error) from None
 

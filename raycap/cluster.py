@@ -12,7 +12,7 @@ from raycap.errors import UserError
 
 # Ray's workers start in another directory and, on another machine, with another environment.
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-_FORWARDED_VARIABLES = ("AWS_", "HF_", "TRANSFORMERS_", "TOKENIZERS_")
+_FORWARDED_VARIABLES = ("AWS_", "HF_", "MLFLOW_", "TRANSFORMERS_", "TOKENIZERS_")
 
 
 def connect() -> None:

@@ -106,6 +106,8 @@ def test_what_a_kind_of_captioner_cannot_do_is_refused_by_name(tiny_lstm: str, t
         lstm.caption(IMAGES, Decoding(prompt="a red"))
     with pytest.raises(UserError, match="decoding.no_repeat_words = 3: is for LSTM captioners"):
         blip.caption(IMAGES, Decoding(no_repeat_words=3))
+    with pytest.raises(UserError, match="decoding.no_repeat_words = 3: is for LSTM captioners"):
+        blip.write(IMAGES, Decoding(num_beams=3, no_repeat_words=3))
     with pytest.raises(UserError, match="an LSTM captioner has no joint embeddings"):
         CaptionPredictor.from_pretrained(tiny_lstm, rerank=Rerank(num_candidates=1)).caption(IMAGES)
 

@@ -29,17 +29,9 @@ from raycap.batch.caption_plan import (
     finished_reports,
     summarise,
 )
-from raycap.batch.caption_stages import CaptionShard, read_shard
+from raycap.batch.caption_stages import CaptionShard, load_predictor, read_shard
 from raycap.batch.pool import PoolConfig, require_room, run_pool
-from raycap.checkpoint import (
-    EncoderId,
-    absolute_source,
-    encoder_fingerprint,
-    load_captioner,
-    load_refiner,
-    pair_id,
-    refiner_fingerprint,
-)
+from raycap.checkpoint import absolute_source
 from raycap.claim import claim, is_claimed
 from raycap.data.catalog import LeftOut
 from raycap.errors import UserError
@@ -122,7 +114,7 @@ def caption(config: CaptionConfig) -> dict[str, Any]:
         claim(output, _SETTINGS, settings)
     reports = finished_reports(output, found.shards)
     missing = [shard for shard in found.shards if shard.name not in reports]
-    counts = _caption(config, output, missing, reports, found, model.image_size)
+    counts = _caption(config, output, missing, reports, found, model)
     storage.delete_partials(output)
     ordered = [reports[shard.name] for shard in found.shards]
     left_out = [*found.left_out, *(item for report in ordered for item in report.left_out)]
@@ -160,13 +152,9 @@ def _require_apart(config: CaptionConfig, output: str) -> None:
 
 def _check_model(config: CaptionConfig) -> _Model:
     """Load the models here once, so that what is wrong with them is told before any work."""
-    encoder, decoder = load_captioner(config.model)
-    decoder.require_room(config.decoding)
-    fingerprints = {"model_fingerprint": pair_id(config.model, encoder, decoder).fingerprint}
-    if config.rbm is not None:
-        owner = EncoderId(config.model, encoder_fingerprint(encoder))
-        fingerprints["rbm_fingerprint"] = refiner_fingerprint(load_refiner(config.rbm, owner))
-    return _Model(encoder.image_size, fingerprints)
+    predictor, fingerprints = load_predictor(config.model, config.rbm, config.precision)
+    predictor.decoder.decoder.require_room(config.decoding)
+    return _Model(predictor.encoder.image_size, fingerprints)
 
 
 def _settings(config: CaptionConfig, model: _Model) -> dict[str, Any]:
@@ -174,6 +162,8 @@ def _settings(config: CaptionConfig, model: _Model) -> dict[str, Any]:
     names = {"split", "refinement", "decoding", "num_captions", "precision", "shard_images"}
     places = {"images": config.images, "rows": config.rows}
     sources = {name: None if place is None else storage.absolute(place) for name, place in places.items()}
+    if config.precision is Precision.AUTO:
+        names.add("use_gpu")  # it decides
     return config.model_dump(mode="json", include=names) | sources | model.fingerprints
 
 
@@ -183,7 +173,7 @@ def _caption(
     missing: Sequence[Shard],
     reports: dict[str, ShardReport],
     found: Found,
-    image_size: int,
+    model: _Model,
 ) -> dict[str, Any]:
     """Do what is missing, showing progress; add its reports to ``reports``."""
     if not missing:
@@ -194,11 +184,11 @@ def _caption(
     progress = Progress("caption", "images", total)
     progress.resume_at(total - sum(shard.num_images for shard in missing))
     rows = [{"shard": shard.model_dump_json()} for shard in missing]
-    shard_bytes = max(shard.num_images for shard in missing) * image_size**2 * 3
+    shard_bytes = max(shard.num_images for shard in missing) * model.image_size**2 * 3
     results: list[Mapping[str, Any]] = []
-    for result in run_pool(
-        config, rows, partial(read_shard, image_size=image_size), CaptionShard, _worker(config, output), shard_bytes
-    ):
+    read = partial(read_shard, image_size=model.image_size)
+    worker = _worker(config, output, model.fingerprints)
+    for result in run_pool(config, rows, read, CaptionShard, worker, shard_bytes):
         report = reports[result["name"]] = ShardReport.model_validate_json(result["report"])
         progress.advance(report.num_images + len(report.left_out))
         results.append(result)
@@ -214,7 +204,7 @@ def _caption(
     }
 
 
-def _worker(config: CaptionConfig, output: str) -> dict[str, Any]:
+def _worker(config: CaptionConfig, output: str, fingerprints: dict[str, str]) -> dict[str, Any]:
     """Arguments of :class:`CaptionShard`."""
     return {
         "output": output,
@@ -225,4 +215,5 @@ def _worker(config: CaptionConfig, output: str) -> dict[str, Any]:
         "decoding": config.decoding,
         "num_captions": config.num_captions,
         "batch_size": config.batch_size or (64 if config.use_gpu else 16),
+        "fingerprints": fingerprints,
     }

@@ -18,7 +18,7 @@ from pydantic import Field
 from raycap import storage
 from raycap.batch.extract_plan import plan as plan_rows
 from raycap.config import Config
-from raycap.data.catalog import IMAGE_SUFFIXES, MAX_NAMES, LeftOut
+from raycap.data.catalog import IMAGE_SUFFIXES, MAX_NAMES, LeftOut, is_text
 from raycap.data.rows import Chunk, open_rows, read_chunk, require_split
 from raycap.errors import UserError
 from raycap.progress import Progress
@@ -114,7 +114,9 @@ def find_files(folder: str, shard_images: int) -> Found:
         for entry in storage.list_files(folder):
             progress.advance(1)
             path = storage.join(folder, entry.name)
-            if not entry.name.lower().endswith(IMAGE_SUFFIXES):
+            if not is_text(path):
+                left_out.append(LeftOut("unreadable", path.encode(errors="backslashreplace").decode(), "not UTF-8"))
+            elif not entry.name.lower().endswith(IMAGE_SUFFIXES):
                 left_out.append(LeftOut("not_an_image", path, f"not {', '.join(IMAGE_SUFFIXES)}"))
             elif entry.num_bytes > MAX_FILE_BYTES:
                 left_out.append(LeftOut("oversized", path, f"{entry.num_bytes} bytes, more than {MAX_FILE_BYTES}"))
@@ -201,7 +203,10 @@ def finished_reports(output: str, shards: Sequence[Shard]) -> dict[str, ShardRep
             done[name] = report
         else:
             storage.delete(report_file(output, name))
-            storage.delete(captions_file(output, name))
+    for name in sorted(there):
+        # Also those of which a run that was killed had written no report, or deleted it.
+        if name.startswith("captions-") and name.endswith(".parquet") and name.removesuffix(".parquet") not in done:
+            storage.delete(storage.join(output, name))
     return done
 
 

@@ -14,11 +14,12 @@ import torch
 from raycap import storage
 from raycap.batch.caption_plan import Shard, ShardReport, captions_file, report_file
 from raycap.batch.pool import usable_threads
+from raycap.checkpoint import load_captioner, pair_id, refiner_fingerprint
 from raycap.data.catalog import LeftOut
 from raycap.data.images import ImageError, decode_image, resize_image
 from raycap.hardware import Precision
 from raycap.models.decoding import Decoding
-from raycap.predictor import CaptionPredictor, Refinement
+from raycap.predictor import CaptionPredictor, DecoderStage, EncoderStage, Refinement, RefinerStage
 
 SCHEMA = pa.schema(
     [
@@ -57,6 +58,22 @@ def read_shard(row: dict[str, Any], *, image_size: int) -> list[dict[str, Any]]:
     return [row | {"paths": paths, "images": images[: len(paths)], "left_out": json.dumps(left_out), "error": ""}]
 
 
+def load_predictor(model: str, rbm: str | None, precision: Precision) -> tuple[CaptionPredictor, dict[str, str]]:
+    """A predictor, and the fingerprints of its captioner and of its RBM.
+
+    Raises:
+        UserError: there are no such models, or they do not fit.
+    """
+    encoder, decoder = load_captioner(model)
+    # Before the stages cast the weights: fingerprints know them as they were.
+    fingerprints = {"model_fingerprint": pair_id(model, encoder, decoder).fingerprint}
+    stage = EncoderStage(encoder, model, precision)
+    refiner = None if rbm is None else RefinerStage(rbm, stage.id)
+    if refiner is not None:
+        fingerprints["rbm_fingerprint"] = refiner_fingerprint(refiner.refiner)
+    return CaptionPredictor(stage, refiner, DecoderStage(decoder, precision)), fingerprints
+
+
 class CaptionShard:
     """Captions shards of images and writes each as one file; an actor of the pool.
 
@@ -66,6 +83,7 @@ class CaptionShard:
         rbm: directory or s3:// prefix of a refiner, or None.
         num_captions: of each image.
         batch_size: images captioned at once.
+        fingerprints: of captioner and RBM, as the job found them; other weights are refused.
         torch_threads: at most; never more than this machine has cores.
     """
 
@@ -79,12 +97,15 @@ class CaptionShard:
         decoding: Decoding,
         num_captions: int,
         batch_size: int,
+        fingerprints: dict[str, str],
         torch_threads: int,
     ) -> None:
         torch.set_num_threads(usable_threads(torch_threads))
         self.output, self.batch_size = output, batch_size
         self.refinement, self.decoding, self.num_captions = refinement, decoding, num_captions
-        self.predictor = CaptionPredictor.from_pretrained(model, rbm, precision)
+        self.predictor, found = load_predictor(model, rbm, precision)
+        if found != fingerprints:
+            raise ValueError(f"model = {model}: not the models that the job began with; leave them alone meanwhile")
         self.ready_at = time.time()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

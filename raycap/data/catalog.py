@@ -119,7 +119,7 @@ class Catalog:
     def add_file(self, name: str, num_bytes: int) -> None:
         """A file of the image folder."""
         self._on_item(1)
-        if not _is_text(name):
+        if not is_text(name):
             self.leave_out("unreadable", name, "the file's name is not UTF-8")
             return
         values = (name, num_bytes, name.lower().endswith(IMAGE_SUFFIXES))
@@ -160,7 +160,7 @@ class Catalog:
         """
         self._on_item(1)
         caption = " ".join(caption.split())
-        if not _is_text(caption + image):
+        if not is_text(caption + image):
             self.leave_out("malformed_row", where, "not UTF-8")
         elif not caption:
             self.leave_out("empty_caption", image, where)
@@ -260,7 +260,7 @@ def _shuffle_key(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _is_text(text: str) -> bool:
+def is_text(text: str) -> bool:
     """Whether it is free of lone surrogates: file names that are no UTF-8 have them, JSON escapes can."""
     try:
         text.encode()

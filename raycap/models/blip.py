@@ -150,7 +150,11 @@ class BlipCaptionDecoder(nn.Module):
 
         Returns:
             B captions without special tokens.
+
+        Raises:
+            UserError: it does not search in this way.
         """
+        self.require_room(decoding)
         captions = [best for (best,) in self._search(image_embeds, decoding, num_candidates=1)]
         return self.texts([caption.token_ids for caption in captions])
 
@@ -164,7 +168,11 @@ class BlipCaptionDecoder(nn.Module):
             image_embeds: (B, N, D) in the weights' type.
             num_captions: of each; without sampling at most the number of beams.
             explain: whether the first one's attention is wanted too.
+
+        Raises:
+            UserError: it does not search in this way.
         """
+        self.require_room(decoding)
         num_given = len(self.prompt_ids(decoding.prompt))
         written = []
         for embeds, found in zip(image_embeds, self._search(image_embeds, decoding, num_captions), strict=True):

@@ -181,11 +181,23 @@ class TrainConfig(JobConfig):
             raise ValueError(f"strategy.kind (deepspeed) needs num_workers ({self.num_workers}) of at least 1")
         if isinstance(self.strategy, InPlace) and not isinstance(self.task, ContrastiveDivergenceTraining):
             raise ValueError(f"strategy.kind (in_place) trains RBMs only, not {self.task.kind}; set it to ddp")
+        if isinstance(self.task, LstmCaptioningTraining):
+            self._require_stages(self.task)
         if isinstance(self.strategy, DeepSpeed) and isinstance(self.task, LstmCaptioningTraining):
             _require_shardable(self.task, self.strategy)
         if self.spreads_model:
             self._require_images()
         return self
+
+    def _require_stages(self, task: LstmCaptioningTraining) -> None:
+        after = task.unfreeze_encoder_after_epochs
+        if after is not None and after >= self.epochs:
+            raise ValueError(f"task.unfreeze_encoder_after_epochs ({after}) must be less than epochs ({self.epochs})")
+        if task.self_critical is not None and self.early_stopping is not None:
+            raise ValueError(
+                "early_stopping: looks at the validation loss, which task.self_critical raises as captions get better; "
+                "leave it out"
+            )
 
     @model_validator(mode="after")
     def _parts_fit(self) -> TrainConfig:

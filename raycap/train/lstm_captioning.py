@@ -198,6 +198,8 @@ class LstmCaptioningTraining(Config):
             raise ValueError(
                 f"self_critical: needs a trained model, not model.kind ({self.model.kind}); set pretrained"
             )
+        if self.captions is None:
+            raise ValueError("captions (null): by them the best model is chosen with self_critical; leave it out")
         for name in ("coverage_weight", "scheduled_sampling"):
             if value := getattr(self, name):
                 raise ValueError(f"{name} ({value}): of no use with self_critical, which draws captions; leave it out")

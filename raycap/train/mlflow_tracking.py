@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raycap import storage
 from raycap.config import Config
@@ -26,9 +27,17 @@ class MlflowTracking(Config):
     """Where MLflow keeps runs. A resumed run goes on in its old one."""
 
     uri: str
-    """``http://...`` of a server, or ``sqlite:///...``."""
+    """``http://...`` of a server, or ``sqlite:////...`` with the whole path of a file."""
 
     experiment: str = Field(default="raycap", min_length=1)
+
+    @field_validator("uri")
+    @classmethod
+    def _found_from_everywhere(cls, uri: str) -> str:
+        # Workers have other working directories.
+        if "://" not in uri or (uri.startswith("sqlite:///") and not uri.startswith("sqlite:////")):
+            raise ValueError(f"({uri}) is found from this directory only; give http://... or sqlite:////whole/path.db")
+        return uri
 
     def require_client(self) -> None:
         """Look for MLflow before anything is computed.
@@ -47,6 +56,9 @@ def log_metrics(tracking: MlflowTracking, output: str, history: Sequence[dict[st
         output: of the run, which is named by it.
         history: each number becomes a metric, at its step.
     """
+    # Every worker waits for it; what was not sent is sent at the next checkpoint.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     from mlflow import MlflowClient
     from mlflow.entities import Metric
     from mlflow.exceptions import MlflowException

@@ -136,7 +136,9 @@ def _metrics(config: TrainConfig, recipe: Recipe) -> dict[str, Any]:
     metrics = {"model": storage.join(config.output, "model"), **trained, **history[-1]}
     if recipe.score_name is not None:
         name, best = f"validation_{recipe.score_name}", min if recipe.score_order == "min" else max
-        metrics[f"best_{name}"] = best(record[name] for record in history if name in record)
+        values = [record[name] for record in history if name in record]
+        if values:  # a run that stopped early may have written no captions yet
+            metrics[f"best_{name}"] = best(values)
     return metrics
 
 

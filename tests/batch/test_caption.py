@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import threading
 import time
@@ -139,8 +140,28 @@ def test_started_again_it_captions_only_what_is_missing_or_new(config: CaptionCo
     assert_complete(config)
     shutil.rmtree(Path(config.images, "2"))
     Path(config.images, "2").mkdir()
+    # As of a run that was killed between a shard's captions and its report.
+    Path(config.output, "_index", "captions-00002.done").unlink()
     assert caption(config)["files"] == 2
     assert_complete(config)
+
+
+def test_a_file_whose_name_is_no_text_is_named_and_left_out(config: CaptionConfig, pool: list[str]) -> None:
+    assert config.images is not None
+    for name in (b"caf\xe9.png", b"caf\xe9.txt"):
+        Path(config.images, os.fsdecode(name)).write_bytes(png(1, 24))
+    metrics = caption(config)
+    assert metrics["images"] == 20
+    assert metrics["left_out"]["unreadable"]["count"] == 2
+    assert "caf\\udce9.png" in Path(config.output, "left_out.csv").read_text()
+
+
+def test_a_model_that_is_replaced_meanwhile_is_refused(
+    config: CaptionConfig, pool: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(caption_module, "_check_model", lambda config: caption_module._Model(32, {"model": "another"}))
+    with pytest.raises(ValueError, match="model = .*: not the models that the job began with"):
+        caption(config)
 
 
 def test_the_rows_of_an_ingest_are_captioned_by_their_ids(

@@ -133,5 +133,7 @@ def test_what_the_captioner_begins_with_is_checked_first(tiny_rows: str, tiny_bl
         LstmCaptioningTraining.model_validate(two_stages | {"freeze_encoder": True})
     with pytest.raises(ValueError, match="unfreeze_encoder_after_epochs: strategy.kind .deepspeed.*set it to ddp"):
         config(two_stages, tmp_path, strategy={"kind": "deepspeed"})
+    with pytest.raises(ValueError, match="task.unfreeze_encoder_after_epochs .1. must be less than epochs .1."):
+        config(two_stages, tmp_path, epochs=1)
     with pytest.raises(ValueError, match="resize = 36: smaller than the model's image_size .40."):
         LstmCaptioningTraining.model_validate(task(tiny_rows, MODEL | {"image_size": 40}))

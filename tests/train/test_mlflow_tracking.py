@@ -56,3 +56,9 @@ def test_without_mlflow_a_run_that_wants_it_does_not_begin(tracking, monkeypatch
     monkeypatch.setattr("raycap.train.mlflow_tracking.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"mlflow.uri = sqlite.* pip install 'raycap\[mlflow\]'"):
         tracking.require_client()
+
+
+@pytest.mark.parametrize("uri", ["mlruns", "sqlite:///mlflow.db"])
+def test_a_place_that_workers_would_not_find_is_refused(uri):
+    with pytest.raises(ValueError, match=f"{uri}. is found from this directory only"):
+        MlflowTracking(uri=uri)

@@ -32,9 +32,12 @@ def test_what_does_not_go_with_it_is_refused(tiny_rows: str, tmp_path: Path) -> 
         (MODEL, {}, "self_critical: needs a trained model, not model.kind .new."),
         (trained, {"scheduled_sampling": 0.5}, "scheduled_sampling .0.5.: of no use with self_critical"),
         (trained, {"coverage_weight": 0.1}, "coverage_weight .0.1.: of no use with self_critical"),
+        (trained, {"captions": None}, "captions .null.: by them the best model is chosen"),
     ):
         with pytest.raises(ValueError, match=message):
             LstmCaptioningTraining.model_validate(task(tiny_rows, model, self_critical={}, **changes))
+    with pytest.raises(ValueError, match="early_stopping: looks at the validation loss"):
+        config(task(tiny_rows, trained, self_critical={}), tmp_path, early_stopping={})
     with pytest.raises(ValueError, match="task.self_critical: not with strategy.stage .3."):
         strategy = {"kind": "deepspeed", "stage": 3}
         config(task(tiny_rows, trained, self_critical={}), tmp_path, strategy=strategy)
