@@ -91,6 +91,7 @@ def test_a_config_is_frozen() -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_every_shipped_config_is_valid(path: Path) -> None:
+    from raycap.batch.caption import CaptionConfig
     from raycap.batch.evaluate import EvaluateConfig
     from raycap.batch.extract import ExtractConfig
     from raycap.batch.ingest import IngestConfig
@@ -106,6 +107,7 @@ def test_every_shipped_config_is_valid(path: Path) -> None:
         "evaluate": EvaluateConfig,
         "refiners": RefinersConfig,
         "likelihood": LikelihoodConfig,
+        "caption": CaptionConfig,
         "sweep": SweepConfig,
     }
     job = path.stem.split("_")[0]
