@@ -332,7 +332,7 @@ def load_region_encoder(
     Raises:
         UserError: nothing there, another model, or sizes given of a captioner.
     """
-    if not (_is_directory(source) and _read_config(source, field)["model_type"] == _LSTM_CAPTIONER):
+    if not _is_lstm_captioner(source, field):
         return ResNetRegions(load_resnet(source, field), image_size or 224, grid or 7).eval()
     for name, value in (("image_size", image_size), ("grid", grid)):
         if value is not None:

@@ -337,20 +337,26 @@ def test_a_server_that_asks_for_a_key_gets_it_and_forgets_it_with_the_tab(visit,
     assert "key" not in visit().page.locator("#curl").text_content().lower(), "where none is asked for"
 
 
+def ask_without_rbm(visitor, picture, model):
+    """Caption the picture, then choose a model that has no RBM; what was sent to that."""
+    visitor.drop(picture)
+    visitor.settled()
+    visitor.page.get_by_label("Model").select_option(model)
+    expect(visitor.page.locator("#refinement")).to_be_hidden()
+    expect(visitor.page.locator("#verdict")).to_have_text("This model has no RBM.")
+    fields = visitor.recorded("sent")[-1]
+    assert fields["model"] == model
+    return fields
+
+
 @in_browser
 def test_an_lstm_captioner_is_not_asked_to_continue_a_text(visit, picture):
     visitor = visit(api={"names": ("demo", "lstm")})
     page = visitor.page
     page.locator("#options").evaluate("options => options.open = true")
     page.get_by_label("Begins with").fill("a red")
-    visitor.drop(picture)
-    visitor.settled()
-    page.get_by_label("Model").select_option("lstm")
+    fields = ask_without_rbm(visitor, picture, "lstm")
     expect(page.get_by_label("Begins with")).to_be_hidden()
-    expect(page.locator("#refinement")).to_be_hidden()
-    expect(page.locator("#verdict")).to_have_text("This model has no RBM.")
-    fields = visitor.recorded("sent")[-1]
-    assert fields["model"] == "lstm"
     assert "prompt" not in fields
     page.get_by_label("Model").select_option("demo")
     expect(page.get_by_label("Begins with")).to_have_value("a red")
@@ -362,14 +368,8 @@ def test_a_model_without_an_rbm_has_neither_gate_nor_second_caption(visit, pictu
     expect(alone.page.locator("#model")).to_be_hidden()
     visitor = visit(api={"names": ("demo", "bare")})
     page = visitor.page
-    visitor.drop(picture)
-    visitor.settled()
-    page.get_by_label("Model").select_option("bare")
-    expect(page.locator("#refinement")).to_be_hidden()
+    fields = ask_without_rbm(visitor, picture, "bare")
     expect(page.locator("#gated")).to_be_hidden()
-    expect(page.locator("#verdict")).to_have_text("This model has no RBM.")
-    fields = visitor.recorded("sent")[-1]
-    assert fields["model"] == "bare"
     assert not {"gate", "passes"} & set(fields)
     page.get_by_label("Model").select_option("demo")
     visitor.settled()
