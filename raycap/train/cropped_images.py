@@ -53,7 +53,7 @@ class CroppedImages:
         """``images`` (n, H, W, 3) uint8, ``input_ids`` (n, T) int64, and ``reference_ids`` (n, K, T) where K > 0."""
         images: list[np.ndarray] = []
         drawn: list[str] = []
-        captions: list[list[str]] = []
+        tables = []
         for chunk in chunks:
             table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
             if chunk.file in self._augmented_files:
@@ -62,8 +62,8 @@ class CroppedImages:
             else:
                 images.append(self._middles(chunk, table))
             drawn += draw_captions(table, rng)
-            captions += table["captions"].to_pylist()
-        words = encode_texts(self.vocabulary, drawn, captions, self.max_tokens, self.num_references)
+            tables.append(table.select(["captions"]))  # not the files of the images
+        words = encode_texts(self.vocabulary, drawn, tables, self.max_tokens, self.num_references)
         return {"images": np.concatenate(images), **words}
 
     def views(self, chunk: Chunk, some: slice) -> Arrays:
@@ -81,12 +81,14 @@ class CroppedImages:
 def encode_texts(
     vocabulary: PreTrainedTokenizerBase,
     drawn: Sequence[str],
-    captions: Sequence[Sequence[str]],
+    tables: Sequence[pa.Table],
     max_tokens: int,
     num_references: int,
 ) -> Arrays:
-    """Drawn captions, one an image, and the images' references where there are to be any."""
+    """Drawn captions, one an image, and of the tables' ``captions`` the images' references, where there are to be
+    any."""
     words = {"input_ids": encode_words(vocabulary, drawn, max_tokens)}
     if num_references:
+        captions = [texts for table in tables for texts in table["captions"].to_pylist()]
         words["reference_ids"] = encode_references(vocabulary, captions, num_references, max_tokens)
     return words

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -14,12 +13,12 @@ from raycap import storage
 from raycap.config import Config
 from raycap.errors import UserError
 from raycap.progress import say
+from raycap.train.history import measurements
 
 # In the output: which run of MLflow's is this one.
 RUN_FILE = "mlflow.json"
 # A tag of the run: up to which step MLflow knows it.
 _STEP = "raycap.step"
-_NO_METRICS = {"step", "seconds", "resumed_at"}
 _METRICS_PER_CALL = 1_000  # MLflow's own limit
 
 
@@ -67,13 +66,11 @@ def log_metrics(tracking: MlflowTracking, output: str, history: Sequence[dict[st
         client = MlflowClient(tracking.uri)
         run = client.get_run(_run_id(client, tracking.experiment, output))
         known = int(run.data.tags.get(_STEP, -1))
-        now = time.time()
         metrics = [
-            Metric(name, value, int(1000 * (now - (history[-1]["seconds"] - record["seconds"]))), record["step"])
-            for record in history
-            if record["step"] > known
-            for name, value in record.items()
-            if name not in _NO_METRICS
+            Metric(name, value, round(1000 * measured.wall_time), measured.step)
+            for measured in measurements(history)
+            if measured.step > known
+            for name, value in measured.values.items()
         ]
         for begin in range(0, len(metrics), _METRICS_PER_CALL):
             client.log_batch(run.info.run_id, metrics=metrics[begin : begin + _METRICS_PER_CALL])

@@ -55,9 +55,8 @@ class StoredRegions:
             if read_image_ids(self._stored[chunk]) != table["image_id"].to_pylist():
                 raise _other_rows(self.store, self.rows, f"{chunk.file} has other images")
         drawn = [caption for table in tables for caption in draw_captions(table, rng)]
-        captions = [texts for table in tables for texts in table["captions"].to_pylist()]
         regions = [read_features(self._stored[chunk]) for chunk in chunks]
-        words = encode_texts(self.vocabulary, drawn, captions, self.max_tokens, self.num_references)
+        words = encode_texts(self.vocabulary, drawn, tables, self.max_tokens, self.num_references)
         return {"regions": np.concatenate(regions), **words}
 
     def views(self, chunk: Chunk, some: slice) -> Arrays:

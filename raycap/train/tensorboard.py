@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 import textwrap
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch.utils.tensorboard import SummaryWriter
 
 from raycap import storage
+from raycap.train.history import measurements
 from raycap.train.recipe import Sample
 
 FOLDER = "tensorboard"
-_NO_SCALARS = {"step", "seconds", "resumed_at"}
 _LEAST_WIDTH, _FONT_SIZE, _LETTERS_PER_LINE = 320, 16, 40
 
 
@@ -34,17 +33,16 @@ def write_events(output: str, step: int, records: Sequence[dict[str, Any]], samp
         records: of the history: each number becomes a scalar, ``train_x`` as ``train/x``.
         samples: shown as pictures with their text below, and as texts.
     """
-    now = time.time()
-    by_step: dict[int, dict[str, Any]] = {}
-    for record in records:  # the last step of an epoch has one of its losses and one of its validation
-        by_step.setdefault(record["step"], {}).update(record)
+    # The last step of an epoch has a record of its losses and one of its validation.
+    scalars = {
+        (measured.step, name): (value, measured.wall_time)
+        for measured in measurements(records)
+        for name, value in measured.values.items()
+    }
     with tempfile.TemporaryDirectory(prefix="raycap-") as folder:
         writer = SummaryWriter(folder)
-        for at, record in by_step.items():
-            wall_time = now - (records[-1]["seconds"] - record["seconds"])
-            for name, value in record.items():
-                if name not in _NO_SCALARS:
-                    writer.add_scalar(_tag(name), value, at, wall_time)
+        for (at, name), (value, wall_time) in scalars.items():
+            writer.add_scalar(_tag(name), value, at, wall_time)
         for sample in samples:
             tag = f"captions/{sample.name}"
             writer.add_image(tag, _with_text(sample), step, dataformats="HWC")

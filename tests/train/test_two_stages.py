@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as mp
 from lstm_runs import KeepingHost, config, run, task
 from torch.nn.parallel import DistributedDataParallel
 
@@ -82,7 +83,8 @@ def _train(rank: int, world: int, rendezvous: str, out: Path) -> None:
 def test_two_workers_take_the_steps_of_one_in_both_stages(tmp_path: Path) -> None:
     for world in (1, 2):
         arguments = (world, str(tmp_path / f"rendezvous-{world}"), tmp_path / f"{world}.pt")
-        torch.multiprocessing.start_processes(_train, arguments, nprocs=world, start_method="fork")
+        # Not forked: this process has threads, and has computed gradients.
+        mp.spawn(_train, arguments, nprocs=world)  # type: ignore[no-untyped-call]
     alone, together = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
     begun = TwoHalves().state_dict()
     for name, tensor in alone.items():
