@@ -7,16 +7,16 @@ where --model and --rbm give one, a trained model. Servers: raycap's shapes ``fu
 ``disaggregated`` on one Ray Serve, LitServe around raycap's predictor, FastAPI around transformers. The bare predictor
 captions the same files, decoding and resizing included, in batches of 8, 16 or 32, whichever it is fastest with; it and
 the peers have torch's own number of threads. Caches are off. In each round every system is measured at each number of
-clients, each of which asks again when it has its answer; the order turns, and the peers are stopped (SIGSTOP)
-meanwhile.
+clients, each of which asks again when it has its answer, right after the bare predictor; the order turns, and the
+peers are stopped (SIGSTOP) meanwhile.
 
 Serve's throughput mode behind HAProxy, which listens on all interfaces, is measured in a network of its own:
 
     export RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_ENABLE_HA_PROXY=1
     unshare --map-root-user --net sh -c 'ip link set lo up && python benchmarks/serve.py'
 
-Reported: captions per second at saturation (the best of the client counts) over the bare predictor's; p50 and p99; and
-what a single client waits beyond the model's own time, which the replicas measure (header Server-Timing): ``added_ms``
+Reported: captions per second at saturation (the best of the client counts); the median over the rounds of how many
+times the bare predictor's rate right before that is; p50 and p99; and what a single client waits beyond the model's own time, which the replicas measure (header Server-Timing): ``added_ms``
 counts decoding and resizing of the image as added, ``added_without_prepare_ms`` does not.
 The last line is one JSON object.
 """
@@ -125,7 +125,9 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
         for port in peers.values():
             _wait_for(f"http://127.0.0.1:{port}/health")
         predictor = CaptionPredictor.from_pretrained(model, rbm, Precision.AUTO)
-        bare: list[float] = []
+        bare: dict[str, dict[int, list[float]]] = {
+            system: {clients: [] for clients in arguments.clients} for system in urls
+        }
         loads: dict[str, dict[int, list[Load]]] = {
             system: {clients: [] for clients in arguments.clients} for system in urls
         }
@@ -141,15 +143,16 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
         for round_number in range(arguments.rounds):
             systems = list(urls) if round_number % 2 == 0 else list(reversed(urls))
             for clients in arguments.clients:
-                _let_run(processes, None)
-                bare.append(_bare(predictor, files, batch_size, arguments.seconds))
                 for system in systems:
+                    _let_run(processes, None)
+                    beside = _bare(predictor, files, batch_size, arguments.seconds / 2)
+                    bare[system][clients].append(beside)
                     _let_run(processes, system)
                     load = asyncio.run(_load(urls[system], bodies[system], clients, arguments.seconds))
                     loads[system][clients].append(load)
                     print(
                         f"{name}, round {round_number + 1}/{arguments.rounds}, {clients} clients: {system} "
-                        f"{load.captions_per_second:.2f}/s, bare {bare[-1]:.2f}/s",
+                        f"{load.captions_per_second:.2f}/s, bare {beside:.2f}/s",
                         file=sys.stderr,
                     )
     finally:
@@ -158,17 +161,20 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
         for process in processes.values():
             os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers outlive it otherwise
             process.wait()
-    bare_rate = statistics.median(bare)
+    bare_rate = statistics.median(rate for of in bare.values() for rates in of.values() for rate in rates)
     return {"bare_captions_per_second": bare_rate, "bare_batch_size": batch_size} | {
-        system: _summary(of_system, bare_rate) for system, of_system in loads.items()
+        system: _summary(of_system, bare[system]) for system, of_system in loads.items()
     }
 
 
-def _summary(loads: dict[int, list[Load]], bare_rate: float) -> dict[str, Any]:
+def _summary(loads: dict[int, list[Load]], bare: dict[int, list[float]]) -> dict[str, Any]:
     rates = {clients: statistics.median(load.captions_per_second for load in of) for clients, of in loads.items()}
+    most = max(rates, key=rates.__getitem__)
+    over_bare = [load.captions_per_second / rate for load, rate in zip(loads[most], bare[most], strict=True)]
     summary: dict[str, Any] = {
-        "captions_per_second": max(rates.values()),
-        "over_bare": max(rates.values()) / bare_rate,
+        "captions_per_second": rates[most],
+        "over_bare": statistics.median(over_bare),
+        "over_bare_by_round": over_bare,
         "clients": {
             clients: {
                 "captions_per_second": rates[clients],

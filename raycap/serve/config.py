@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
 from raycap.config import Config, error_lines
@@ -24,6 +25,10 @@ class ServeArgsError(UserError, RayServeException):
 _HEALTH_CHECK_SECONDS = 2.0
 
 
+# How long a caller leaves a full replica alone. In Serve's own 0.5 s it runs dry: a few requests at a time are tried.
+_MOST_SECONDS_BETWEEN_ROUTINGS = 0.05
+
+
 class DeploymentOptions(Config):
     """Where a deployment's replicas run, how many, and how many requests may wait for them."""
 
@@ -39,8 +44,12 @@ class DeploymentOptions(Config):
     num_gpus: float = Field(default=0, ge=0)
     """Reserved by each replica; without, it computes on the CPU."""
 
-    max_ongoing_requests: int = Field(default=64, ge=1)
-    """At one replica at once; further requests wait at the caller."""
+    max_ongoing_requests: int = Field(default=256, ge=1)
+    """At one replica at once, computed there or waiting; further requests wait at the caller. Well above what a
+    replica computes at once: a caller asks a full replica again only now and then, and latecomers overtake."""
+
+    target_ongoing_requests: int = Field(default=32, ge=1)
+    """At one replica, beyond which replicas are added where max_replicas allows it."""
 
     max_queued_requests: int = Field(default=256, ge=1)
     """Waiting at one caller; further requests are answered 503 with Retry-After, and nothing is computed for them."""
@@ -65,6 +74,11 @@ class DeploymentOptions(Config):
     def _replicas_fit(self) -> "DeploymentOptions":
         if self.max_replicas is not None and self.max_replicas < self.num_replicas:
             raise ValueError(f"max_replicas ({self.max_replicas}) must be at least num_replicas ({self.num_replicas})")
+        if self.max_replicas is not None and self.max_ongoing_requests <= self.target_ongoing_requests:
+            raise ValueError(  # a replica would never have more than it is for, and none would be added
+                f"max_ongoing_requests ({self.max_ongoing_requests}) must be above target_ongoing_requests "
+                f"({self.target_ongoing_requests})"
+            )
         return self
 
     def for_serve(self) -> dict[str, Any]:
@@ -73,6 +87,7 @@ class DeploymentOptions(Config):
             "max_ongoing_requests": self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
             "backpressure_config": {"status_code": 503, "retry_after_s": self.retry_after_seconds},
+            "request_router_config": RequestRouterConfig(max_backoff_s=_MOST_SECONDS_BETWEEN_ROUTINGS),
             "max_surge_percent": self.surge_percent,
             "health_check_period_s": _HEALTH_CHECK_SECONDS,
             "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
@@ -82,13 +97,19 @@ class DeploymentOptions(Config):
         autoscaling = {
             "min_replicas": self.num_replicas,
             "max_replicas": self.max_replicas,
-            # Below max_ongoing_requests, which a replica never exceeds: else none would be added.
-            "target_ongoing_requests": max(1, self.max_ongoing_requests // 2),
+            "target_ongoing_requests": self.target_ongoing_requests,
             "upscale_delay_s": self.scale_up_seconds,
             "downscale_delay_s": self.scale_down_seconds,
             "policy": {"policy_function": "raycap.serve.autoscaling:by_own_work"},
         }
         return options | {"autoscaling_config": autoscaling}
+
+
+class IngressOptions(DeploymentOptions):
+    """Of the ingress, whose requests wait for the stages most of their time."""
+
+    max_ongoing_requests: int = Field(default=1024, ge=1)
+    target_ongoing_requests: int = Field(default=128, ge=1)
 
 
 class ComputeOptions(DeploymentOptions):
@@ -200,7 +221,7 @@ class CaptionArgs(Routing):
     """Which deployments there are."""
 
     limits: Limits = Limits()
-    ingress: DeploymentOptions = DeploymentOptions(max_ongoing_requests=256)
+    ingress: IngressOptions = IngressOptions()
 
     tracing: Tracing | None = None
     """Where requests' traces go; by default there are none."""

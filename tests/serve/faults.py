@@ -49,7 +49,7 @@ def in_pairs(model: Served) -> dict[str, Any]:
         encoder={"num_replicas": 2},
         refiner={"num_replicas": 2},
         decoder={"num_replicas": 2},
-        ingress={"num_replicas": 2, "max_ongoing_requests": 64},
+        ingress={"num_replicas": 2},
         limits={"request_seconds": REQUEST_SECONDS},
     )
 

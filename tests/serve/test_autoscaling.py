@@ -11,8 +11,8 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext
 from raycap.serve.autoscaling import OWN_WORK
 from raycap.serve.config import DeploymentOptions
 
-OPTIONS = DeploymentOptions(num_replicas=1, max_replicas=8, max_ongoing_requests=20)
 TARGET = 10
+OPTIONS = DeploymentOptions(num_replicas=1, max_replicas=8, target_ongoing_requests=TARGET)
 
 
 @pytest.fixture

@@ -45,8 +45,12 @@ ONE = {"m": {"model": "m"}}
         ({"models": ONE, "shape": {"kind": "cpu", "captioner": {"num_gpus": 1}}}, "captioner.num_gpus (1) must be 0;"),
         ({"models": ONE, "ingress": {"num_replicas": 3, "max_replicas": 2}}, "max_replicas (2) must be at least"),
         (
-            {"models": ONE, "shape": {"kind": "fused", "captioner": {"batch_size": 65}}},
-            "max_ongoing_requests (64) must be at least batch_size (65)",
+            {"models": ONE, "ingress": {"max_replicas": 2, "max_ongoing_requests": 128}},
+            "max_ongoing_requests (128) must be above target_ongoing_requests (128)",
+        ),
+        (
+            {"models": ONE, "shape": {"kind": "fused", "captioner": {"batch_size": 257}}},
+            "max_ongoing_requests (256) must be at least batch_size (257)",
         ),
         (
             {"models": ONE, "shape": {"kind": "fused", "captioner": {"max_rows": 4}}},
@@ -81,7 +85,7 @@ def test_all_bad_arguments_are_reported_together():
 
 
 def test_max_replicas_asks_serve_to_scale_without_flapping():
-    options = DeploymentOptions(num_replicas=2, max_replicas=4, max_ongoing_requests=10).for_serve()
+    options = DeploymentOptions(num_replicas=2, max_replicas=4, target_ongoing_requests=5).for_serve()
     assert "num_replicas" not in options
     scaling = DeploymentConfig(autoscaling_config=options["autoscaling_config"]).autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 4, 5)

@@ -95,8 +95,22 @@ def test_a_full_queue_of_any_stage_is_a_503_that_says_when_to_come_again(files, 
     assert asyncio.run(ask_all(url, files, 1)) == [(200, None, None)]
 
 
+def test_more_clients_than_are_computed_at_once_are_served_no_slower(files, start):
+    url = start({"request_seconds": 60.0})
+    asyncio.run(ask_all(url, files, 32))  # warm
+
+    def rate(clients):
+        began = time.monotonic()
+        answers = asyncio.run(ask_all(url, files, clients, {"max_new_tokens": "24"}))
+        assert set(answers) == {(200, None, None)}, Counter(answers)
+        return clients / (time.monotonic() - began)
+
+    few, many = (max(rate(clients) for _ in range(2)) for clients in (48, 240))
+    assert many > 0.5 * few, (many, few)
+
+
 def test_work_that_nobody_waits_for_any_more_ends(files, start):
-    url = start({"request_seconds": REQUEST_SECONDS}, decoder={"max_rows": 8, "max_ongoing_requests": 200})
+    url = start({"request_seconds": REQUEST_SECONDS}, decoder={"max_rows": 8})
     asyncio.run(ask_all(url, files, 4))  # warm
     began = time.monotonic()
     answers = asyncio.run(ask_all(url, files, MANY, SLOW))
