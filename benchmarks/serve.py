@@ -1,6 +1,6 @@
 """Served captions beside the bare predictor, LitServe and a plain FastAPI server: all up at once, asked in turn.
 
-    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--seconds 20] [--rounds 2] [--clients 1 4 16 64]
+    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--seconds 20] [--rounds 2] [--clients 1 4 16 64 256]
 
 Two models: BLIP-base's shape with random weights and an RBM of 1,024 hidden units (every caption has 20 tokens), and,
 where --model and --rbm give one, a trained model. Servers: raycap's shapes ``fused`` (as kind: cpu) and
@@ -16,8 +16,9 @@ Serve's throughput mode behind HAProxy, which listens on all interfaces, is meas
     unshare --map-root-user --net sh -c 'ip link set lo up && python benchmarks/serve.py'
 
 Reported: captions per second at saturation (the best of the client counts); the median over the rounds of how many
-times the bare predictor's rate right before that is; p50 and p99; and what a single client waits beyond the model's own time, which the replicas measure (header Server-Timing): ``added_ms``
-counts decoding and resizing of the image as added, ``added_without_prepare_ms`` does not.
+times the bare predictor's rate right before that is; p50 and p99; and what a single client waits beyond the model's
+own time, which the replicas measure (header Server-Timing): ``added_ms`` counts decoding and resizing of the image as
+added, ``added_without_prepare_ms`` does not.
 The last line is one JSON object.
 """
 
@@ -62,7 +63,7 @@ from raycap.predictor import CaptionPredictor
 from raycap.serve.app import build
 from raycap.serve.config import CaptionArgs
 
-CLIENTS = (1, 4, 16, 64)
+CLIENTS = (1, 4, 16, 64, 256)
 BATCH_SIZE = 8
 BARE_BATCH_SIZES = (8, 16, 32)
 # What changes how Serve works, as its own documentation names it.

@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
-from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
 from raycap.config import Config, error_lines
@@ -87,7 +86,7 @@ class DeploymentOptions(Config):
             "max_ongoing_requests": self.max_ongoing_requests,
             "max_queued_requests": self.max_queued_requests,
             "backpressure_config": {"status_code": 503, "retry_after_s": self.retry_after_seconds},
-            "request_router_config": RequestRouterConfig(max_backoff_s=_MOST_SECONDS_BETWEEN_ROUTINGS),
+            "request_router_config": {"max_backoff_s": _MOST_SECONDS_BETWEEN_ROUTINGS},
             "max_surge_percent": self.surge_percent,
             "health_check_period_s": _HEALTH_CHECK_SECONDS,
             "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
