@@ -1,6 +1,6 @@
 """Served captions beside the bare predictor, LitServe and a plain FastAPI server: all up at once, asked in turn.
 
-    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--seconds 20] [--rounds 2] [--clients 1 4 16 64 256]
+    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--seconds 20] [--rounds 2] [--clients 1 4 ...]
 
 Two models: BLIP-base's shape with random weights and an RBM of 1,024 hidden units (every caption has 20 tokens), and,
 where --model and --rbm give one, a trained model. Servers: raycap's shapes ``fused`` (as kind: cpu) and
