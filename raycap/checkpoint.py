@@ -94,12 +94,6 @@ def pair_id(model: str, encoder: ImageEncoder, decoder: CaptionDecoder) -> Encod
     return EncoderId(f"{model} (image and caption)", fingerprint)
 
 
-def regions_id(model: str, encoder: ResNetRegions, resize: int) -> EncoderId:
-    """Which ResNet made regions of the middles of images resized to ``resize`` pixels; that is in its hash, too."""
-    digest = hashlib.sha256(f"{encoder_fingerprint(encoder)} {resize}".encode())
-    return EncoderId(f"{model} (middles of {resize} pixels)", digest.hexdigest()[:16])
-
-
 def refiner_fingerprint(refiner: nn.Module) -> str:
     """SHA-256 (16 hex digits) over a refiner's kind and weights."""
     return _fingerprint(refiner, type(refiner).__name__)

@@ -51,7 +51,7 @@ class ExtractConfig(PoolConfig):
     embeddings: Literal["image", "image_text", "regions"] = "image"
     """Every token of each image; or, for an RBM that re-ranks captions, one joint vector for each pair of an image
     and one of its captions, made by encoder and decoder; or, for an LSTM captioner whose encoder is frozen, a ResNet's
-    regions of each image's middle."""
+    regions of each image."""
 
     regions: RegionsView | None = None
     """Of embeddings: regions, what the ResNet sees; null has the defaults."""
@@ -173,8 +173,7 @@ def _encode(
     progress = Progress("extract", "images", sum(item.chunk.num_rows for item in missing))
     reports = []
     rows = [item.chunk._asdict() | {"name": item.file.name, "source": item.source} for item in missing]
-    resize = config.view.resize if config.view else None
-    read = partial(read_images, image_size=encoder.image_size, with_captions=config.with_captions, resize=resize)
+    read = partial(read_images, image_size=encoder.image_size, with_captions=config.with_captions)
     chunk_bytes = max(item.chunk.num_rows for item in missing) * encoder.image_size**2 * 3
     calls = _CALLS_PER_GPU_WORKER if config.use_gpu else _CALLS_PER_CPU_WORKER
     for report in run_pool(config, rows, read, EncodeChunk, worker, chunk_bytes, calls):

@@ -13,9 +13,8 @@ import torch
 from pydantic import Field
 
 from raycap.batch.pool import decode_span, usable_threads
-from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, load_region_encoder, pair_id, regions_id
+from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, load_region_encoder, pair_id
 from raycap.config import Config
-from raycap.data.crops import centre_crops
 from raycap.data.features import write_features
 from raycap.data.rows import Chunk, read_chunk
 from raycap.errors import UserError
@@ -31,13 +30,10 @@ def native_precision(device: torch.device) -> Precision:
 
 
 class RegionsView(Config):
-    """Of an image the middle window, for a ResNet's regions; nothing is drawn, as training on images does."""
-
-    resize: int = Field(default=256, ge=32)
-    """Edge to which images are resized before the window of image_size is cut out."""
+    """What of an image a ResNet makes regions of: the whole, without the drawn windows of a training on images."""
 
     image_size: int | None = Field(default=None, ge=32)
-    """Edge of the window; null is an LSTM captioner's own, and 224 for a ResNet."""
+    """Edge to which images are resized; null is an LSTM captioner's own, and 224 for a ResNet."""
 
     grid: int | None = Field(default=None, ge=1)
     """grid x grid regions; null is an LSTM captioner's own, and 7 for a ResNet."""
@@ -60,34 +56,25 @@ def load_embedder(model: str, with_captions: bool, regions: RegionsView | None) 
     """
     if regions is not None:
         of_regions = load_region_encoder(model, regions.image_size, regions.grid)
-        if regions.resize < of_regions.image_size:
-            size = of_regions.image_size
-            raise UserError(
-                f"regions.resize = {regions.resize}: smaller than the image_size ({size}); set at least that"
-            )
-        return Embedder(of_regions, None, regions_id(model, of_regions, regions.resize))
+        return Embedder(of_regions, None, EncoderId(model, encoder_fingerprint(of_regions)))
     encoder, decoder = load_blip(model)
     if with_captions:
         return Embedder(encoder, decoder, pair_id(model, encoder, decoder))
     return Embedder(encoder, None, EncoderId(model, encoder_fingerprint(encoder)))
 
 
-def read_images(
-    row: dict[str, Any], *, image_size: int, with_captions: bool = False, resize: int | None = None
-) -> list[dict[str, Any]]:
+def read_images(row: dict[str, Any], *, image_size: int, with_captions: bool = False) -> list[dict[str, Any]]:
     """Decode one chunk of rows.
 
     Args:
         row: ``file``, ``row_group`` and ``num_rows`` of the chunk; what else is in it goes along.
-        resize: give the middles of images of this edge; None gives whole images of image_size.
 
     Returns:
         One row: that of before with ``image_ids`` (n,), ``images`` (n, image_size, image_size, 3) uint8,
         ``captions``, a list of texts for each image as JSON (empty without captions), and ``error``; n is 0 if a
         file is no image.
     """
-    image_ids, images, error = decode_span(row, resize or image_size)
-    images = centre_crops(images, image_size)
+    image_ids, images, error = decode_span(row, image_size)
     captions = []
     if with_captions and not error:
         chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))

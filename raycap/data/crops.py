@@ -1,4 +1,4 @@
-"""Square windows out of square images: drawn ones, mirrored half the time, for training; the middle for all else."""
+"""Square windows out of square images: drawn, and mirrored half the time, for training."""
 
 from __future__ import annotations
 
@@ -24,9 +24,3 @@ def random_crops(images: np.ndarray, crop_size: int, rng: np.random.Generator, f
         window = image[top : top + crop_size, left : left + crop_size]
         crop[:] = window[:, ::-1] if mirror and flip else window
     return crops
-
-
-def centre_crops(images: np.ndarray, crop_size: int) -> np.ndarray:
-    """The middle of each image; shapes as of :func:`random_crops`."""
-    margin = (images.shape[1] - crop_size) // 2
-    return images[:, margin : margin + crop_size, margin : margin + crop_size]

@@ -1,4 +1,4 @@
-"""Rows as windows of images and the ids of whole words."""
+"""Rows as images, in training windows of them, and the ids of whole words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
-from raycap.data.crops import centre_crops, random_crops
+from raycap.data.crops import random_crops
 from raycap.data.rows import Chunk, Rows, decode_images, draw_captions, read_chunk
 from raycap.data.vocabulary import encode_references, encode_words
 from raycap.train.stream import Arrays, Batch, to_tensors
@@ -20,9 +20,10 @@ class CroppedImages:
     Args:
         rows: of images and captions.
         vocabulary: of their words.
-        augmented_split: whose images give drawn windows, mirrored half the time; those of others give their middle.
-        resize: edge of the whole image, in pixels.
-        image_size: edge of the window, in pixels; at most ``resize``.
+        augmented_split: whose images give drawn windows, mirrored half the time; those of others are seen whole,
+            as the predictor sees them.
+        resize: edge, in pixels, of the images that windows are cut out of.
+        image_size: edge of what is given, in pixels; at most ``resize``.
         max_tokens: T.
         num_references: K; so many of an image's captions are given beside the drawn one.
     """
@@ -57,22 +58,19 @@ class CroppedImages:
         for chunk in chunks:
             table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
             if chunk.file in self._augmented_files:
-                whole = decode_images(chunk, table, self.resize)
-                images.append(random_crops(whole, self.image_size, rng))
+                larger = decode_images(chunk, table, self.resize)
+                images.append(random_crops(larger, self.image_size, rng))
             else:
-                images.append(self._middles(chunk, table))
+                images.append(decode_images(chunk, table, self.image_size))
             drawn += draw_captions(table, rng)
             tables.append(table.select(["captions"]))  # not the files of the images
         words = encode_texts(self.vocabulary, drawn, tables, self.max_tokens, self.num_references)
         return {"images": np.concatenate(images), **words}
 
     def views(self, chunk: Chunk, some: slice) -> Arrays:
-        """``images`` (n, H, W, 3) uint8, the middles of some of a chunk's images; nothing is drawn."""
-        table = read_chunk(chunk, ["image_id", "image_bytes"])
-        return {"images": self._middles(chunk, table.slice(some.start, some.stop - some.start))}
-
-    def _middles(self, chunk: Chunk, table: pa.Table) -> np.ndarray:
-        return centre_crops(decode_images(chunk, table, self.resize), self.image_size)
+        """``images`` (n, H, W, 3) uint8, some of a chunk's images, whole."""
+        table = read_chunk(chunk, ["image_id", "image_bytes"]).slice(some.start, some.stop - some.start)
+        return {"images": decode_images(chunk, table, self.image_size)}
 
     def to_samples(self, arrays: Arrays) -> Batch:
         return to_tensors(arrays)

@@ -16,9 +16,9 @@ from raycap import storage
 from raycap.checkpoint import (
     CaptioningLstm,
     absolute_source,
+    encoder_fingerprint,
     load_lstm_captioner,
     load_resnet,
-    regions_id,
     save_lstm_captioner,
 )
 from raycap.config import Config
@@ -112,8 +112,7 @@ class OnlineRegions(Config):
 
 
 class RegionStore(Config):
-    """Regions that a frozen encoder made once: one middle view of each image, in half precision, no window drawn and
-    none mirrored."""
+    """Regions that a frozen encoder made once: one view of each image, the whole, in half precision."""
 
     kind: Literal["store"] = "store"
 
@@ -158,8 +157,8 @@ class LstmCaptioningTraining(Config):
     """Of the encoder's learning rate, beside the decoder's."""
 
     resize: int = Field(default=256, ge=32)
-    """Edge to which images are resized before a window of the model's image_size is cut out: a drawn one, mirrored half
-    the time, of training images, the middle of the others."""
+    """Edge to which training images are resized before a window of the model's image_size is drawn from each, mirrored
+    half the time. All other images are seen whole, at image_size."""
 
     max_tokens: int = Field(default=30, ge=3)
     """Longest caption, its start and end included; longer ones are cut."""
@@ -219,12 +218,12 @@ class LstmCaptioningTraining(Config):
                 _require_room(self.resize, encoder.image_size)
             except ValueError as error:
                 raise UserError(f"task.{error}") from None
-            self._open_store(rows, self.model.path, encoder)
+            self._open_store(rows, encoder)
             return
         if isinstance(self.model.encoder, PretrainedResNet):
             resnet = self.model.encoder.build()
             encoder = ResNetRegions(resnet, self.model.image_size, self.model.grid)
-            self._open_store(rows, self.model.encoder.path, encoder)
+            self._open_store(rows, encoder)
         elif isinstance(self.regions, RegionStore):
             raise UserError(
                 "task.regions.kind = store: task.model.encoder is a new one, which made no store; "
@@ -233,11 +232,10 @@ class LstmCaptioningTraining(Config):
         if self.model.word_vectors is not None:
             read_word_vectors(self.model.word_vectors, (), self.model.embed_dim, "task.model.word_vectors")
 
-    def _open_store(self, rows: Rows, name: str, encoder: ResNetRegions) -> FeatureStore | None:
+    def _open_store(self, rows: Rows, encoder: ResNetRegions) -> FeatureStore | None:
         if not isinstance(self.regions, RegionStore):
             return None
-        owner = regions_id(name, encoder, self.resize)
-        store = open_store(self.regions.path, "task.regions.path", owner.fingerprint)
+        store = open_store(self.regions.path, "task.regions.path", encoder_fingerprint(encoder))
         pair_chunks(rows, store, (self.train_split, self.validation_split))
         return store
 

@@ -15,7 +15,7 @@ from raycap.train.stream import Arrays, Batch, to_tensors
 
 
 class StoredRegions:
-    """The block's generator draws one of an image's captions; of an image there is one view, its middle.
+    """The block's generator draws one of an image's captions; of an image there is one view, the whole.
 
     Args:
         rows: of the captions.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from raycap.data.crops import centre_crops, random_crops
+from raycap.data.crops import random_crops
 
 
 def numbered(count: int, size: int) -> np.ndarray:
@@ -32,9 +32,3 @@ def test_the_same_generator_draws_the_same_and_flips_can_be_left_out() -> None:
     upright = random_crops(numbered(50, 6), 4, np.random.default_rng(3), flip=False)
     assert (upright[:, 0, 0, 1] < upright[:, 0, 1, 1]).all()
     assert (upright[:, 0, 0, 0] == one[:, 0, 0, 0]).all()
-
-
-def test_the_centre_is_as_far_from_every_edge() -> None:
-    crop = centre_crops(numbered(1, 8), 4)[0]
-    assert crop[0, 0].tolist() == [2, 2, 0]
-    assert crop[-1, -1].tolist() == [5, 5, 0]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 def extraction(rows: str, model: str, output: Path, **regions: int) -> ExtractConfig:
     settings = {"rows": rows, "model": model, "output": str(output), "embeddings": "regions", "precision": "fp32"}
-    return ExtractConfig.model_validate(settings | {"regions": {"resize": 36, **regions}, "cpus_per_worker": 0.5})
+    return ExtractConfig.model_validate(settings | {"regions": regions, "cpus_per_worker": 0.5})
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,12 @@ def store(tiny_rows: str, captioner: str, ray_cluster: None, tmp_path_factory: p
     return str(output)
 
 
-def test_a_store_holds_the_regions_of_the_middles(tiny_rows: str, captioner: str, store: str) -> None:
+def test_a_store_holds_the_regions_of_whole_images(tiny_rows: str, captioner: str, store: str) -> None:
     encoder = load_lstm_captioner(captioner).encoder
     for of_rows, of_store in zip(open_rows(tiny_rows).chunks("train"), open_store(store).chunks("train"), strict=True):
-        whole = decode_images(of_rows, read_chunk(of_rows), 36)
+        images = decode_images(of_rows, read_chunk(of_rows), 32)
         with torch.no_grad():
-            expected = encoder(torch.from_numpy(whole[:, 2:34, 2:34].copy()))
+            expected = encoder(torch.from_numpy(images))
         assert np.allclose(read_features(of_store), expected, rtol=2e-3, atol=1e-3)
 
 
@@ -61,7 +61,7 @@ def test_a_decoder_trains_from_a_store_and_its_encoder_stays(
     assert not torch.equal(before.decoder.output.weight, after.decoder.output.weight)
 
 
-def test_stores_of_other_encoders_views_and_rows_are_refused(
+def test_stores_of_other_encoders_and_rows_are_refused(
     tiny_rows: str, captioner: str, store: str, tmp_path: Path
 ) -> None:
     stored = {"regions": {"kind": "store", "path": store}, "freeze_encoder": True}
@@ -71,8 +71,7 @@ def test_stores_of_other_encoders_views_and_rows_are_refused(
     other = save_captioner(tmp_path / "other", 1)
     few = make_rows(str(tmp_path / "few"), num_train=60, num_dev=40)
     for changes, message in (
-        ({"model": of_model | {"path": other}}, "task.regions.path = .*: made by encoder .*middles of 36 pixels"),
-        ({"resize": 40}, "task.regions.path = .*: made by encoder"),
+        ({"model": of_model | {"path": other}}, "task.regions.path = .*: made by encoder"),
         ({"rows": few}, "task.regions.path = .*: not made of the rows .*split train has other chunks"),
         ({"model": MODEL}, "task.regions.kind = store: task.model.encoder is a new one"),
     ):
