@@ -30,7 +30,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from raycap.checkpoint import save_blip
+from raycap.checkpoint.pretrained import save_blip
 from raycap.data.images import decode_image, resize_image
 from raycap.data.rows import CHUNK_ROWS, SCHEMA, RowsFile, open_rows, read_chunk, write_manifest, write_rows
 from raycap.data.text import train_wordpiece

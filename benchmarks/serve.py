@@ -52,7 +52,9 @@ from PIL import Image
 from ray import serve
 from ray.serve.config import HTTPOptions
 
-from raycap.checkpoint import EncoderId, encoder_fingerprint, save_blip, save_refiner
+from raycap.checkpoint.identity import EncoderId, encoder_fingerprint
+from raycap.checkpoint.pretrained import save_blip
+from raycap.checkpoint.refiner import save_refiner
 from raycap.data.images import decode_image
 from raycap.data.text import train_wordpiece
 from raycap.hardware import Precision, default_device

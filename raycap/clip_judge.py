@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from raycap.checkpoint import load_clip
+from raycap.checkpoint.pretrained import load_clip
 from raycap.hardware import default_device
 
 

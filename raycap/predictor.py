@@ -12,17 +12,10 @@ import torch
 from PIL import Image
 from pydantic import Field
 
-from raycap.checkpoint import (
-    CaptionDecoder,
-    EncoderId,
-    ImageEncoder,
-    Refiner,
-    encoder_fingerprint,
-    load_captioner,
-    load_clip,
-    load_refiner,
-    pair_id,
-)
+from raycap.checkpoint.captioner import load_captioner
+from raycap.checkpoint.identity import CaptionDecoder, EncoderId, ImageEncoder, encoder_fingerprint, pair_id
+from raycap.checkpoint.pretrained import load_clip
+from raycap.checkpoint.refiner import Refiner, load_refiner
 from raycap.config import Config
 from raycap.data.images import resize_image
 from raycap.data.text import encode_captions

@@ -12,7 +12,10 @@ import torch
 from pydantic import Field, model_validator
 
 from raycap import storage
-from raycap.checkpoint import EncoderId, absolute_source, load_clip, load_rbm_refiner
+from raycap.checkpoint.directory import absolute_source
+from raycap.checkpoint.identity import EncoderId
+from raycap.checkpoint.pretrained import load_clip
+from raycap.checkpoint.refiner import load_rbm_refiner
 from raycap.config import Config
 from raycap.data.text import count_prompt_tokens
 from raycap.errors import UserError

@@ -9,7 +9,9 @@ import pytest
 import torch
 from tiny import CAPTIONS, TINY, make_clip, make_lstm_captioner, make_rows
 
-from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, save_blip, save_refiner
+from raycap.checkpoint.identity import EncoderId, encoder_fingerprint
+from raycap.checkpoint.pretrained import load_blip, save_blip
+from raycap.checkpoint.refiner import save_refiner
 from raycap.data.text import train_wordpiece
 from raycap.models.blip import build_blip
 from raycap.models.rbm import GaussianBernoulliRBM

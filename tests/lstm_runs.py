@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tiny import CAPTIONS
 
-from raycap.checkpoint import CaptioningLstm, save_lstm_captioner
+from raycap.checkpoint.lstm_captioner import CaptioningLstm, save_lstm_captioner
 from raycap.data.vocabulary import count_words, make_vocabulary
 from raycap.models.lstm_captioner import LstmCaptioner
 from raycap.models.resnet_regions import ResNetRegions, ResNetShape

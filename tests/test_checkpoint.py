@@ -9,20 +9,11 @@ import pytest
 import torch
 from transformers import BlipForConditionalGeneration, CLIPConfig, ResNetConfig, ResNetForImageClassification
 
-from raycap.checkpoint import (
-    CaptioningLstm,
-    EncoderId,
-    encoder_fingerprint,
-    load_blip,
-    load_clip,
-    load_lstm_captioner,
-    load_refiner,
-    load_resnet,
-    publish,
-    save_blip,
-    save_lstm_captioner,
-    save_refiner,
-)
+from raycap.checkpoint.directory import publish
+from raycap.checkpoint.identity import EncoderId, encoder_fingerprint
+from raycap.checkpoint.lstm_captioner import CaptioningLstm, load_lstm_captioner, save_lstm_captioner
+from raycap.checkpoint.pretrained import load_blip, load_clip, load_resnet, save_blip
+from raycap.checkpoint.refiner import load_refiner, save_refiner
 from raycap.data.vocabulary import make_vocabulary
 from raycap.errors import UserError
 from raycap.models.lstm_captioner import LstmCaptioner

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from tiny import png
 
-from raycap.checkpoint import load_lstm_captioner, read_captioner_shape
+from raycap.checkpoint.captioner import read_captioner_shape
+from raycap.checkpoint.lstm_captioner import load_lstm_captioner
 from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.decoding import Decoding

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from tiny import png
 from transformers import CLIPModel, CLIPProcessor
 
-from raycap.checkpoint import EncoderId, load_blip, pair_id, save_refiner
+from raycap.checkpoint.identity import EncoderId, pair_id
+from raycap.checkpoint.pretrained import load_blip
+from raycap.checkpoint.refiner import save_refiner
 from raycap.errors import UserError
 from raycap.models.blip import Decoding
 from raycap.models.clip import ClipImageEncoder, ClipTextEncoder

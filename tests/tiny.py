@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPProcessor, CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from raycap.checkpoint import CaptioningLstm, save_lstm_captioner
+from raycap.checkpoint.lstm_captioner import CaptioningLstm, save_lstm_captioner
 from raycap.data.features import FeatureFile, claim_store, finish_store, write_features
 from raycap.data.rows import SCHEMA, write_manifest, write_rows
 from raycap.data.text import train_wordpiece

@@ -31,7 +31,7 @@ from raycap.batch.caption_plan import (
 )
 from raycap.batch.caption_stages import CaptionShard, load_predictor, read_shard
 from raycap.batch.pool import PoolConfig, require_room, run_pool
-from raycap.checkpoint import absolute_source
+from raycap.checkpoint.directory import absolute_source
 from raycap.claim import claim, is_claimed
 from raycap.data.catalog import LeftOut
 from raycap.errors import UserError

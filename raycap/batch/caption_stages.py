@@ -14,7 +14,8 @@ import torch
 from raycap import storage
 from raycap.batch.caption_plan import Shard, ShardReport, captions_file, report_file
 from raycap.batch.pool import usable_threads
-from raycap.checkpoint import load_captioner, pair_id, refiner_fingerprint
+from raycap.checkpoint.captioner import load_captioner
+from raycap.checkpoint.identity import pair_id, refiner_fingerprint
 from raycap.data.catalog import LeftOut
 from raycap.data.images import ImageError, decode_image, resize_image
 from raycap.hardware import Precision

@@ -24,7 +24,10 @@ from raycap.batch.evaluate_results import score, write_captions, write_scores
 from raycap.batch.evaluate_stages import CaptionBatch, Models, Variant, read_batch
 from raycap.batch.gallery import Gallery, choose_images, explain_cards, gallery_sections
 from raycap.batch.pool import PoolConfig, require_room, run_pool
-from raycap.checkpoint import EncoderId, absolute_source, encoder_fingerprint, load_captioner, load_refiner, pair_id
+from raycap.checkpoint.captioner import load_captioner
+from raycap.checkpoint.directory import absolute_source
+from raycap.checkpoint.identity import EncoderId, encoder_fingerprint, pair_id
+from raycap.checkpoint.refiner import load_refiner
 from raycap.data.corruptions import Clean, Corruption
 from raycap.data.rows import Chunk, open_rows, read_chunk
 from raycap.errors import UserError

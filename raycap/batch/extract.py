@@ -24,7 +24,8 @@ from raycap import storage
 from raycap.batch.extract_plan import Item, done_files, plan
 from raycap.batch.extract_stages import EncodeChunk, RegionsView, load_embedder, native_precision, read_images
 from raycap.batch.pool import PoolConfig, require_room, run_pool
-from raycap.checkpoint import EncoderId, absolute_source
+from raycap.checkpoint.directory import absolute_source
+from raycap.checkpoint.identity import EncoderId
 from raycap.data.features import MANIFEST, claim_store, claimed_precision, finish_store
 from raycap.data.rows import Rows, open_rows
 from raycap.errors import UserError

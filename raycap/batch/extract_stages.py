@@ -13,7 +13,9 @@ import torch
 from pydantic import Field
 
 from raycap.batch.pool import decode_span, usable_threads
-from raycap.checkpoint import EncoderId, encoder_fingerprint, load_blip, load_region_encoder, pair_id
+from raycap.checkpoint.identity import EncoderId, encoder_fingerprint, pair_id
+from raycap.checkpoint.lstm_captioner import load_region_encoder
+from raycap.checkpoint.pretrained import load_blip
 from raycap.config import Config
 from raycap.data.features import write_features
 from raycap.data.rows import Chunk, read_chunk

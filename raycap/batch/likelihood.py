@@ -10,7 +10,7 @@ from pydantic import Field
 
 from raycap.batch.annealing import Annealing, anneal
 from raycap.batch.token_likelihood import gaussian_likelihood, held_out, rbm_likelihood
-from raycap.checkpoint import load_rbm_refiner
+from raycap.checkpoint.refiner import load_rbm_refiner
 from raycap.data.features import open_store
 from raycap.errors import UserError
 from raycap.job import JobConfig

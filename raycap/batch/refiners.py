@@ -11,7 +11,8 @@ import torch
 from pydantic import Field
 
 from raycap import storage
-from raycap.checkpoint import Refiner, load_rbm_refiner, publish, save_refiner
+from raycap.checkpoint.directory import publish
+from raycap.checkpoint.refiner import Refiner, load_rbm_refiner, save_refiner
 from raycap.data.features import FeatureStore, open_store, read_features, spread_chunks, token_covariance
 from raycap.errors import UserError
 from raycap.job import JobConfig

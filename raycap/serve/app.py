@@ -10,7 +10,8 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from raycap.checkpoint import load_clip, load_rbm_refiner, load_refiner
+from raycap.checkpoint.pretrained import load_clip
+from raycap.checkpoint.refiner import load_rbm_refiner, load_refiner
 from raycap.errors import UserError
 from raycap.serve.config import CaptionArgs, Cpu, DeploymentOptions, Disaggregated, ServeArgsError
 from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment

@@ -14,7 +14,8 @@ from raycap.batch.evaluate import EvaluateConfig, run_evaluation
 from raycap.batch.evaluate_stages import Variant
 from raycap.batch.pool import require_room
 from raycap.batch.token_likelihood import RbmLikelihood
-from raycap.checkpoint import encoder_fingerprint, load_blip
+from raycap.checkpoint.identity import encoder_fingerprint
+from raycap.checkpoint.pretrained import load_blip
 from raycap.data.features import open_store
 from raycap.data.rows import open_rows
 from raycap.progress import say

@@ -11,7 +11,7 @@ import yaml
 from raycap import storage
 from raycap.batch.annealing import anneal
 from raycap.batch.token_likelihood import HeldOut, RbmLikelihood, rbm_likelihood
-from raycap.checkpoint import load_rbm_refiner
+from raycap.checkpoint.refiner import load_rbm_refiner
 from raycap.errors import UserError
 from raycap.sweep.config import SweepConfig
 from raycap.sweep.trial import METRIC, RESULTS

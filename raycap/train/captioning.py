@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from raycap import storage
-from raycap.checkpoint import absolute_source, load_blip, save_blip
+from raycap.checkpoint.directory import absolute_source
+from raycap.checkpoint.pretrained import load_blip, save_blip
 from raycap.config import Config
 from raycap.data.rows import Chunk, Rows, decode_images, draw_captions, open_rows, read_chunk
 from raycap.data.text import count_prompt_tokens, encode_captions, train_wordpiece

@@ -10,7 +10,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from raycap.checkpoint import EncoderId, absolute_source, save_refiner
+from raycap.checkpoint.directory import absolute_source
+from raycap.checkpoint.identity import EncoderId
+from raycap.checkpoint.refiner import save_refiner
 from raycap.config import Config
 from raycap.data.features import (
     LEAST_SCALE,

@@ -13,14 +13,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, ResNetModel
 
 from raycap import storage
-from raycap.checkpoint import (
-    CaptioningLstm,
-    absolute_source,
-    encoder_fingerprint,
-    load_lstm_captioner,
-    load_resnet,
-    save_lstm_captioner,
-)
+from raycap.checkpoint.directory import absolute_source
+from raycap.checkpoint.identity import encoder_fingerprint
+from raycap.checkpoint.lstm_captioner import CaptioningLstm, load_lstm_captioner, save_lstm_captioner
+from raycap.checkpoint.pretrained import load_resnet
 from raycap.config import Config
 from raycap.data.features import FeatureStore, open_store
 from raycap.data.rows import Chunk, Rows, open_rows, read_chunk

@@ -13,7 +13,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from raycap.checkpoint import publish
+from raycap.checkpoint.directory import publish
 from raycap.tasks.task import Task
 from raycap.train.stream import Batch
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from raycap.checkpoint import publish_part, publish_parts
+from raycap.checkpoint.refiner import publish_part, publish_parts
 from raycap.models.sharded_rbm import ShardedGaussianBernoulliRBM
 from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
 from raycap.train.in_place import InPlaceStrategy

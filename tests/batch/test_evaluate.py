@@ -19,7 +19,9 @@ from raycap.batch.evaluate import EvaluateConfig, evaluate, run_evaluation
 from raycap.batch.evaluate_results import ImageScores, score, write_captions, write_scores
 from raycap.batch.evaluate_stages import Variant
 from raycap.batch.gallery import choose_images
-from raycap.checkpoint import EncoderId, encoder_fingerprint, pair_id, save_blip, save_refiner
+from raycap.checkpoint.identity import EncoderId, encoder_fingerprint, pair_id
+from raycap.checkpoint.pretrained import save_blip
+from raycap.checkpoint.refiner import save_refiner
 from raycap.data.corruptions import Clean, GaussianNoise
 from raycap.data.images import decode_image, resize_image
 from raycap.data.readers.shapes import captions, render, scene

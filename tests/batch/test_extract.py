@@ -24,7 +24,8 @@ from PIL import Image
 
 from raycap.batch import extract as extract_module
 from raycap.batch.extract import ExtractConfig, extract
-from raycap.checkpoint import load_blip, pair_id, save_blip
+from raycap.checkpoint.identity import pair_id
+from raycap.checkpoint.pretrained import load_blip, save_blip
 from raycap.data.features import open_store, read_features, read_image_ids
 from raycap.data.images import decode_image, resize_image
 from raycap.data.rows import SCHEMA, open_rows, read_chunk, write_manifest, write_rows

@@ -11,7 +11,8 @@ from tiny import make_store
 
 from raycap.batch.likelihood import LikelihoodConfig, measure_likelihood
 from raycap.batch.token_likelihood import gaussian_likelihood, held_out
-from raycap.checkpoint import EncoderId, load_refiner, save_refiner
+from raycap.checkpoint.identity import EncoderId
+from raycap.checkpoint.refiner import load_refiner, save_refiner
 from raycap.config import parse_config
 from raycap.data.features import open_store
 from raycap.errors import UserError

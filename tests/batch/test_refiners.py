@@ -10,7 +10,8 @@ import torch
 from tiny import make_store
 
 from raycap.batch.refiners import RefinersConfig, make_refiners
-from raycap.checkpoint import EncoderId, load_refiner, save_refiner
+from raycap.checkpoint.identity import EncoderId
+from raycap.checkpoint.refiner import load_refiner, save_refiner
 from raycap.data.features import open_store, read_features
 from raycap.errors import UserError
 from raycap.models.rbm import GaussianBernoulliRBM

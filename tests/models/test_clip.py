@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
-from raycap.checkpoint import load_clip
+from raycap.checkpoint.pretrained import load_clip
 from raycap.models.clip import ClipImageEncoder, ClipTextEncoder
 
 TEXTS = ["a red circle", "", "A  BLUE square!", "there is a green circle above 3 red squares", "é", "ab " * 60]

@@ -11,7 +11,7 @@ from tiny import CAPTIONS, png
 from transformers import BlipForConditionalGeneration
 from transformers_search import generate_options
 
-from raycap.checkpoint import load_blip
+from raycap.checkpoint.pretrained import load_blip
 from raycap.data.text import encode_captions
 from raycap.models.blip import BlipCaptionDecoder, Decoding
 from raycap.models.joint import score_captions

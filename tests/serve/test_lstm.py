@@ -13,7 +13,7 @@ from serve.loopback import serve_on_loopback
 from serve.tiny_models import predict
 from tiny import make_lstm_captioner
 
-from raycap.checkpoint import load_lstm_captioner
+from raycap.checkpoint.lstm_captioner import load_lstm_captioner
 from raycap.data.images import decode_image, resize_image
 from raycap.models.decoding import Decoding
 from raycap.models.lstm_decoding import LstmDecoding, write_captions

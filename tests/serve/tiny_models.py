@@ -9,16 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from raycap.checkpoint import (
-    EncoderId,
-    encoder_fingerprint,
-    load_blip,
-    load_refiner,
-    pair_id,
-    refiner_fingerprint,
-    save_blip,
-    save_refiner,
-)
+from raycap.checkpoint.identity import EncoderId, encoder_fingerprint, pair_id, refiner_fingerprint
+from raycap.checkpoint.pretrained import load_blip, save_blip
+from raycap.checkpoint.refiner import load_refiner, save_refiner
 from raycap.data.images import decode_image
 from raycap.data.text import train_wordpiece
 from raycap.models.blip import BlipShape, build_blip

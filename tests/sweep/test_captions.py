@@ -11,7 +11,8 @@ import pytest
 from tiny import make_store
 
 from raycap.batch.token_likelihood import RbmLikelihood
-from raycap.checkpoint import encoder_fingerprint, load_blip
+from raycap.checkpoint.identity import encoder_fingerprint
+from raycap.checkpoint.pretrained import load_blip
 from raycap.config import load_config
 from raycap.errors import UserError
 from raycap.models.partition import LogPartition

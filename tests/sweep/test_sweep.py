@@ -11,7 +11,7 @@ import pytest
 from tiny import make_store
 
 from raycap.batch.token_likelihood import held_out, rbm_likelihood
-from raycap.checkpoint import load_refiner
+from raycap.checkpoint.refiner import load_refiner
 from raycap.config import load_config
 from raycap.data.features import open_store
 from raycap.errors import UserError

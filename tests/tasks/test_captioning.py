@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from raycap.checkpoint import load_blip
+from raycap.checkpoint.pretrained import load_blip
 from raycap.data.text import count_prompt_tokens, encode_captions
 from raycap.losses import IGNORE_INDEX, caption_loss
 from raycap.tasks.captioning import CaptioningTask

@@ -13,7 +13,7 @@ from tiny import make_store
 
 from raycap.batch.likelihood import LikelihoodConfig, measure_likelihood
 from raycap.batch.refiners import RefinersConfig, make_refiners
-from raycap.checkpoint import load_rbm_refiner, load_refiner
+from raycap.checkpoint.refiner import load_rbm_refiner, load_refiner
 from raycap.data.features import open_store, read_features
 from raycap.errors import UserError
 from raycap.train.config import TrainConfig

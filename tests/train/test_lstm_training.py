@@ -10,7 +10,8 @@ from lstm_runs import MODEL, config, history, task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import CAPTIONS
 
-from raycap.checkpoint import encoder_fingerprint, load_lstm_captioner
+from raycap.checkpoint.identity import encoder_fingerprint
+from raycap.checkpoint.lstm_captioner import load_lstm_captioner
 from raycap.data.rows import decode_images, open_rows, read_chunk
 from raycap.data.vocabulary import count_words, make_vocabulary
 from raycap.errors import UserError

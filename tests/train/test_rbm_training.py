@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from tiny import make_store
 
-from raycap.checkpoint import load_refiner
+from raycap.checkpoint.refiner import load_refiner
 from raycap.data.features import open_store, read_features, token_covariance
 from raycap.models.refiner import RbmRefiner
 from raycap.train.config import TrainConfig

@@ -11,7 +11,8 @@ from lstm_runs import MODEL, config, history, save_captioner, task
 from tiny import make_rows
 
 from raycap.batch.extract import ExtractConfig, extract
-from raycap.checkpoint import encoder_fingerprint, load_lstm_captioner
+from raycap.checkpoint.identity import encoder_fingerprint
+from raycap.checkpoint.lstm_captioner import load_lstm_captioner
 from raycap.data.features import open_store, read_features
 from raycap.data.rows import decode_images, open_rows, read_chunk
 from raycap.errors import UserError

@@ -10,7 +10,9 @@ import pytest
 import torch
 from tiny import TINY
 
-from raycap.checkpoint import encoder_fingerprint, load_blip, load_refiner
+from raycap.checkpoint.identity import encoder_fingerprint
+from raycap.checkpoint.pretrained import load_blip
+from raycap.checkpoint.refiner import load_refiner
 from raycap.errors import UserError
 from raycap.train.config import TrainConfig
 from raycap.train.trainer import train

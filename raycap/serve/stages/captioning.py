@@ -8,7 +8,8 @@ from time import perf_counter
 
 import torch
 
-from raycap.checkpoint import CaptionDecoder, encoder_fingerprint, load_captioner, pair_id
+from raycap.checkpoint.captioner import load_captioner
+from raycap.checkpoint.identity import CaptionDecoder, encoder_fingerprint, pair_id
 from raycap.models.decoding import Decoding
 from raycap.models.lstm_caption_decoder import LstmCaptionDecoder
 from raycap.predictor import DecoderStage, Refinement

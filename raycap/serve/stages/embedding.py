@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from raycap.checkpoint import load_captioner, load_refiner, refiner_fingerprint
+from raycap.checkpoint.captioner import load_captioner
+from raycap.checkpoint.identity import refiner_fingerprint
+from raycap.checkpoint.refiner import load_refiner
 from raycap.models.clip import ClipImageEncoder
 from raycap.predictor import EncoderStage, RefinerStage, load_clip_image_encoder
 from raycap.serve.config import BatchedOptions, EncoderOptions, RefinerOptions

@@ -11,7 +11,8 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from raycap import storage
-from raycap.checkpoint import CaptionerShape, absolute_source, read_captioner_shape
+from raycap.checkpoint.captioner import CaptionerShape, read_captioner_shape
+from raycap.checkpoint.directory import absolute_source
 from raycap.config import Config
 from raycap.errors import UserError
 from raycap.hardware import Precision

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raycap.checkpoint import CaptionerShape
+from raycap.checkpoint.captioner import CaptionerShape
 from raycap.models.blip import Decoding
 from raycap.predictor import Refinement
 from raycap.rerank import Rerank

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from raycap.checkpoint import load_lstm_captioner
+from raycap.checkpoint.lstm_captioner import load_lstm_captioner
 from raycap.data.images import decode_image, resize_image
 from raycap.errors import UserError
 from raycap.models.decoding import Decoding

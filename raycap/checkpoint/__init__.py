@@ -1,0 +1,1 @@
+"""Model directories: what a training leaves, and all else begins with."""
