@@ -80,6 +80,8 @@ class Load(NamedTuple):
     own_seconds: list[float]
     """Of the stages, as the replicas measured them; empty where a server does not say."""
     prepare_seconds: list[float]
+    bare_captions_per_second: float = 0.0
+    """Of the bare predictor, right before."""
 
 
 def main() -> None:
@@ -128,9 +130,6 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
         for port in peers.values():
             _wait_for(f"http://127.0.0.1:{port}/health")
         predictor = CaptionPredictor.from_pretrained(model, rbm, Precision.AUTO)
-        bare: dict[str, dict[int, list[float]]] = {
-            system: {clients: [] for clients in arguments.clients} for system in urls
-        }
         loads: dict[str, dict[int, list[Load]]] = {
             system: {clients: [] for clients in arguments.clients} for system in urls
         }
@@ -148,14 +147,13 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
             for clients in arguments.clients:
                 for system in systems:
                     _let_run(processes, None)
-                    beside = _bare(predictor, files, batch_size, arguments.seconds / 2)
-                    bare[system][clients].append(beside)
+                    bare = _bare(predictor, files, batch_size, arguments.seconds / 2)
                     _let_run(processes, system)
                     load = asyncio.run(_load(urls[system], bodies[system], clients, arguments.seconds))
-                    loads[system][clients].append(load)
+                    loads[system][clients].append(load._replace(bare_captions_per_second=bare))
                     print(
                         f"{name}, round {round_number + 1}/{arguments.rounds}, {clients} clients: {system} "
-                        f"{load.captions_per_second:.2f}/s, bare {beside:.2f}/s",
+                        f"{load.captions_per_second:.2f}/s, bare {bare:.2f}/s",
                         file=sys.stderr,
                     )
     finally:
@@ -164,16 +162,17 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
         for process in processes.values():
             os.killpg(process.pid, signal.SIGKILL)  # LitServe's workers outlive it otherwise
             process.wait()
-    bare_rate = statistics.median(rate for of in bare.values() for rates in of.values() for rate in rates)
+    every = [load for of_system in loads.values() for of in of_system.values() for load in of]
+    bare_rate = statistics.median(load.bare_captions_per_second for load in every)
     return {"bare_captions_per_second": bare_rate, "bare_batch_size": batch_size} | {
-        system: _summary(of_system, bare[system]) for system, of_system in loads.items()
+        system: _summary(of_system) for system, of_system in loads.items()
     }
 
 
-def _summary(loads: dict[int, list[Load]], bare: dict[int, list[float]]) -> dict[str, Any]:
+def _summary(loads: dict[int, list[Load]]) -> dict[str, Any]:
     rates = {clients: statistics.median(load.captions_per_second for load in of) for clients, of in loads.items()}
     most = max(rates, key=rates.__getitem__)
-    over_bare = [load.captions_per_second / rate for load, rate in zip(loads[most], bare[most], strict=True)]
+    over_bare = [load.captions_per_second / load.bare_captions_per_second for load in loads[most]]
     summary: dict[str, Any] = {
         "captions_per_second": rates[most],
         "over_bare": statistics.median(over_bare),

@@ -7,16 +7,15 @@ tokenizer.json ...  its vocabulary, in transformers' form
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, ResNetConfig, ResNetModel
 
 from raycap import storage
-from raycap.checkpoint.directory import CONFIG, WEIGHTS, is_directory, read_config
+from raycap.checkpoint.directory import WEIGHTS, is_directory, read_config, write_model
 from raycap.checkpoint.pretrained import load_resnet
 from raycap.errors import UserError
 from raycap.models.lstm_captioner import LstmCaptioner
@@ -35,7 +34,6 @@ class CaptioningLstm(NamedTuple):
 
 def save_lstm_captioner(directory: Path, model: CaptioningLstm) -> None:
     """Write an LSTM captioner into a local directory that nobody reads yet (see ``directory.publish``)."""
-    directory.mkdir(parents=True, exist_ok=True)
     encoder = model.encoder
     config = {
         "model_type": MODEL_TYPE,
@@ -43,10 +41,8 @@ def save_lstm_captioner(directory: Path, model: CaptioningLstm) -> None:
         "resnet": encoder.resnet.config.to_diff_dict(),
         "images": {name: getattr(encoder, name) for name in ("image_size", "grid", "image_mean", "image_std")},
     }
+    write_model(directory, config, nn.ModuleDict({"encoder": encoder, "decoder": model.decoder}).state_dict())
     model.vocabulary.save_pretrained(directory)
-    parts = nn.ModuleDict({"encoder": encoder, "decoder": model.decoder})
-    save_file({name: t.cpu().contiguous() for name, t in parts.state_dict().items()}, directory / WEIGHTS)
-    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_lstm_captioner(source: str, field: str = "model") -> CaptioningLstm:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from raycap import storage
-from raycap.checkpoint.directory import CONFIG, WEIGHTS, read_config
+from raycap.checkpoint.directory import CONFIG, WEIGHTS, read_config, write_model
 from raycap.checkpoint.identity import EncoderId
 from raycap.errors import UserError
 from raycap.models.controls import LinearRefiner, NoiseRefiner
@@ -38,7 +38,6 @@ _OF_VISIBLE_UNITS = {"weight", "visible_bias", "log_variance"}
 
 def save_refiner(directory: Path, refiner: Refiner, encoder: EncoderId) -> None:
     """Write a refiner into a local directory that nobody reads yet (see ``directory.publish``)."""
-    directory.mkdir(parents=True, exist_ok=True)
     config: dict[str, Any] = {"model_type": _MODEL_TYPES[type(refiner)], "encoder": encoder._asdict()}
     if not isinstance(refiner, LinearRefiner):
         like = refiner if isinstance(refiner, RbmRefiner) else refiner.like
@@ -54,8 +53,7 @@ def save_refiner(directory: Path, refiner: Refiner, encoder: EncoderId) -> None:
             "sigma_bounds": list(rbm.sigma_bounds),
         }
     tensors = {name.removeprefix("like.").removeprefix("rbm."): t for name, t in refiner.state_dict().items()}
-    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, directory / WEIGHTS)
-    (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    write_model(directory, config, tensors)
 
 
 def load_refiner(source: str, encoder: EncoderId | None = None, field: str = "rbm") -> Refiner:

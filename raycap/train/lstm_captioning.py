@@ -18,7 +18,7 @@ from raycap.checkpoint.identity import encoder_fingerprint
 from raycap.checkpoint.lstm_captioner import CaptioningLstm, load_lstm_captioner, save_lstm_captioner
 from raycap.checkpoint.pretrained import load_resnet
 from raycap.config import Config
-from raycap.data.features import FeatureStore, open_store
+from raycap.data.features import open_store
 from raycap.data.rows import Chunk, Rows, open_rows, read_chunk
 from raycap.data.vocabulary import SPECIAL_TOKENS, encode_references, make_vocabulary
 from raycap.data.word_vectors import WordVectors, read_word_vectors
@@ -214,12 +214,12 @@ class LstmCaptioningTraining(Config):
                 _require_room(self.resize, encoder.image_size)
             except ValueError as error:
                 raise UserError(f"task.{error}") from None
-            self._open_store(rows, encoder)
+            self._check_store(rows, encoder)
             return
         if isinstance(self.model.encoder, PretrainedResNet):
             resnet = self.model.encoder.build()
             encoder = ResNetRegions(resnet, self.model.image_size, self.model.grid)
-            self._open_store(rows, encoder)
+            self._check_store(rows, encoder)
         elif isinstance(self.regions, RegionStore):
             raise UserError(
                 "task.regions.kind = store: task.model.encoder is a new one, which made no store; "
@@ -228,12 +228,10 @@ class LstmCaptioningTraining(Config):
         if self.model.word_vectors is not None:
             read_word_vectors(self.model.word_vectors, (), self.model.embed_dim, "task.model.word_vectors")
 
-    def _open_store(self, rows: Rows, encoder: ResNetRegions) -> FeatureStore | None:
-        if not isinstance(self.regions, RegionStore):
-            return None
-        store = open_store(self.regions.path, "task.regions.path", encoder_fingerprint(encoder))
-        pair_chunks(rows, store, (self.train_split, self.validation_split))
-        return store
+    def _check_store(self, rows: Rows, encoder: ResNetRegions) -> None:
+        if isinstance(self.regions, RegionStore):
+            store = open_store(self.regions.path, "task.regions.path", encoder_fingerprint(encoder))
+            pair_chunks(rows, store, (self.train_split, self.validation_split))
 
     def prepare(self, output: str) -> LstmCaptioningRecipe:
         """Make the vocabulary, and read its words' vectors, where the model is new."""
