@@ -5,10 +5,10 @@
 Two models: BLIP-base's shape with random weights and an RBM of 1,024 hidden units (every caption has 20 tokens), and,
 where --model and --rbm give one, a trained model. Servers: raycap's shapes ``fused`` (as kind: cpu) and
 ``disaggregated`` on one Ray Serve, LitServe around raycap's predictor, FastAPI around transformers. The bare predictor
-captions the same files, decoding and resizing included, in batches of 8, 16 or 32, whichever it is fastest with; it and
-the peers have torch's own number of threads. Caches are off. In each round every system is measured at each number of
-clients, each of which asks again when it has its answer, right after the bare predictor; the order turns, and the
-peers are stopped (SIGSTOP) meanwhile.
+captions the same files, decoding and resizing included, in batches of 8, 16, 32 or 64, whichever it is fastest with;
+it and the peers have torch's own number of threads. Caches are off. In each round every system is measured at each
+number of clients, each of which asks again when it has its answer, right after the bare predictor; the order turns,
+and the peers are stopped (SIGSTOP) meanwhile.
 
 Serve's throughput mode behind HAProxy, which listens on all interfaces, is measured in a network of its own:
 
@@ -66,8 +66,7 @@ from raycap.serve.app import build
 from raycap.serve.config import CaptionArgs
 
 CLIENTS = (1, 4, 16, 64, 256)
-BATCH_SIZE = 8
-BARE_BATCH_SIZES = (8, 16, 32)
+BARE_BATCH_SIZES = (8, 16, 32, 64)
 # What changes how Serve works, as its own documentation names it.
 MODES = ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "RAY_SERVE_ENABLE_HA_PROXY", "RAY_worker_niceness")
 
@@ -253,7 +252,7 @@ def _bare(predictor: CaptionPredictor, files: list[bytes], batch_size: int, seco
 def _start_raycap(model: str, rbm: str, port: int, threads: int | None) -> None:
     served = {"caption": {"model": model, "rbm": rbm}}
     computes: dict[str, Any] = {} if threads is None else {"torch_threads": threads}
-    encodes = computes | {"cache_bytes": 0, "batch_size": BATCH_SIZE}
+    encodes = computes | {"cache_bytes": 0}
     shapes = {
         "fused": {"kind": "cpu", "captioner": encodes},
         "disaggregated": {"kind": "disaggregated", "encoder": encodes, "refiner": computes, "decoder": computes},

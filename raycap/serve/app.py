@@ -15,7 +15,7 @@ from raycap.checkpoint.refiner import load_rbm_refiner, load_refiner
 from raycap.errors import UserError
 from raycap.serve.config import CaptionArgs, Cpu, DeploymentOptions, Disaggregated, ServeArgsError
 from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment
-from raycap.serve.ingress import CaptionIngress
+from raycap.serve.ingress import CaptionIngress, CaptionServer
 from raycap.serve.stages.weights import ServedModel
 
 _SHUTDOWN_MARGIN_SECONDS = 5.0
@@ -51,15 +51,19 @@ def build(args: CaptionArgs) -> Application:
         return deployment.bind(*arguments)
 
     shape = args.shape
+    if isinstance(shape, Cpu):
+        return deploy("ingress", CaptionServer, args.deployments()["ingress"], args)
     if isinstance(shape, Disaggregated):
         encoder = deploy("encoder", EncoderDeployment, shape.encoder, shape.encoder, args.tracing)
-        source = encoder
+        source, batch_size = encoder, shape.encoder.batch_size
         if shape.refiner is not None:
-            source = deploy("refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder, args.tracing)
-        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, source, args.tracing)
+            refiner = deploy(
+                "refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder, batch_size, args.tracing
+            )
+            source, batch_size = refiner, shape.refiner.batch_size
+        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, source, batch_size, args.tracing)
     else:
-        options = shape.captioner
-        captioner = deploy("captioner", CaptionerDeployment, options, options, isinstance(shape, Cpu), args.tracing)
+        captioner = deploy("captioner", CaptionerDeployment, shape.captioner, shape.captioner, args.tracing)
     return deploy("ingress", CaptionIngress, args.ingress, args, captioner)
 
 

@@ -12,16 +12,17 @@ from typing import Any
 from ray.serve.config import AutoscalingContext
 
 OWN_WORK = "own_work"
-"""Key in a replica's ``record_autoscaling_stats``: requests that are computed there or wait for it."""
+"""Key in a replica's ``record_autoscaling_stats``: images that are computed there or wait for it."""
 
 _MARGIN = 0.3
 """A load that far above what the replicas are for is still theirs; one that far below is not yet too little."""
 
 
 def by_own_work(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
-    """Serve's policy function: the requests' usual count, times the share of those in a replica that are its own work.
+    """Serve's policy function: the requests' usual count, times how much work of its own a request in a replica is:
+    less than one image where it waits for another stage, more where it brings several.
 
-    Requests that queue at the callers count by the same share: where replicas are full of requests that wait for
+    Requests that queue at the callers count by the same measure: where replicas are full of requests that wait for
     another stage, those behind them would too. A deployment that records no stats is scaled by all its requests.
     Serve itself applies the delays and the bounds.
 
@@ -33,8 +34,8 @@ def by_own_work(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         return target, {}
     work = (context.aggregated_metrics or {}).get(OWN_WORK, {})
     running = context.total_running_requests
-    share = min(1.0, sum(work.values()) / running) if work and running else 1.0
-    wanted = context.total_num_requests * share / config.get_target_ongoing_requests()
+    work_of_each = sum(work.values()) / running if work and running else 1.0
+    wanted = context.total_num_requests * work_of_each / config.get_target_ongoing_requests()
     if wanted > target * (1 + _MARGIN):
         return math.ceil(wanted), {}
     # At least one, whatever the margin makes of nothing.

@@ -80,6 +80,11 @@ class DeploymentOptions(Config):
             )
         return self
 
+    @property
+    def max_requests(self) -> int:
+        """At one replica and one caller of it together."""
+        return self.max_ongoing_requests + self.max_queued_requests
+
     def for_serve(self) -> dict[str, Any]:
         """Keyword arguments of ``Deployment.options``."""
         options: dict[str, Any] = {
@@ -125,8 +130,8 @@ class ComputeOptions(DeploymentOptions):
 class BatchedOptions(ComputeOptions):
     """Of a deployment that computes requests together as they wait."""
 
-    batch_size: int = Field(default=8, ge=1)
-    """Most images in one batch."""
+    batch_size: int = Field(default=16, ge=1)
+    """Most images in one batch, and in one message to a stage that is a deployment of its own."""
 
     batch_wait_seconds: float = Field(default=0.0, ge=0)
     """How long an idle stage waits for a batch to fill. Without, it begins at once, and those that come meanwhile
@@ -155,8 +160,8 @@ class RefinerOptions(BatchedOptions):
 class DecoderOptions(ComputeOptions):
     """Of the decoder, which lets requests join and leave a running batch at any token."""
 
-    max_rows: int = Field(default=32, ge=1)
-    """Captions being written at once; each beam counts as one."""
+    max_rows: int = Field(default=128, ge=1)
+    """Captions being written at once; each beam counts as one. A step costs little more for many than for few."""
 
 
 class CaptionerOptions(EncoderOptions, RefinerOptions, DecoderOptions):
@@ -191,8 +196,9 @@ class Fused(Config):
 
 
 class Cpu(Config):
-    """As fused, on a machine without a GPU. If not told otherwise, each replica has half of the cores for the encoder
-    and half for the decoder, which work at once: small models are fastest so, BLIP-base with all for both."""
+    """For a machine without a GPU: all three stages and HTTP too in each replica, since between processes a request
+    costs as much as a small model does. If not told otherwise, encoder and decoder, which work at once, have half of
+    the cores each with small models, and all of them both with BLIP-base or an LSTM captioner: as each is fastest."""
 
     kind: Literal["cpu"] = "cpu"
     captioner: CaptionerOptions = CaptionerOptions()
@@ -204,6 +210,12 @@ class Cpu(Config):
                 f"captioner.num_gpus ({self.captioner.num_gpus:g}) must be 0; choose kind: fused for a GPU"
             )
         return self
+
+    @property
+    def server(self) -> DeploymentOptions:
+        """Of the replicas: what is too much is refused inside, in the form that all errors have, and never by Serve."""
+        room = max(IngressOptions().max_ongoing_requests, 4 * self.captioner.max_requests)
+        return self.captioner.model_copy(update={"max_ongoing_requests": room, "max_queued_requests": room})
 
     def deployments(self) -> dict[str, ComputeOptions]:
         """By name."""
@@ -248,11 +260,23 @@ class CaptionArgs(Routing):
                 if model.rbm is not None:
                     raise UserError(f"models.{name}.rbm = {model.rbm}: shape.refiner is null; give it options, or {{}}")
 
+    def deployments(self) -> dict[str, DeploymentOptions]:
+        """By name; the ingress is the one that clients reach."""
+        if isinstance(self.shape, Cpu):
+            return {"ingress": self.shape.server}
+        return {"ingress": self.ingress, **self.shape.deployments()}
+
     @property
     def routing(self) -> Routing:
         """What can be changed while the application runs, with absolute paths."""
         models = {name: model.absolute() for name, model in self.models.items()}
         return Routing(models=models, draining=self.draining)
+
+    @model_validator(mode="after")
+    def _cpu_has_no_ingress_of_its_own(self) -> "CaptionArgs":
+        if isinstance(self.shape, Cpu) and "ingress" in self.model_fields_set:
+            raise ValueError("ingress: with shape.kind = cpu each replica answers HTTP itself; set shape.captioner")
+        return self
 
     @model_validator(mode="after")
     def _largest_search_has_room(self) -> "CaptionArgs":

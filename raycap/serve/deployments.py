@@ -4,16 +4,18 @@ a request first names them."""
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from ray.serve.handle import DeploymentHandle
 
+from raycap.errors import UserError
 from raycap.serve.autoscaling import OWN_WORK
 from raycap.serve.config import CaptionerOptions, ComputeOptions, DecoderOptions, EncoderOptions, RefinerOptions
+from raycap.serve.errors import Overloaded
 from raycap.serve.stages.captioning import Decoder
 from raycap.serve.stages.embedding import Encoder, Refiner
+from raycap.serve.stages.fused import fused_stages, one_thread
 from raycap.serve.stages.handles import RemoteSource
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
 from raycap.serve.stages.weights import Routing
@@ -67,8 +69,13 @@ class _Source(_Deployment):
 
     stage: Encoder | Refiner
 
-    async def __call__(self, task: ImageTask) -> Encoded:
-        return await self.stage(task)
+    async def __call__(self, tasks: list[ImageTask]) -> list[Encoded | Exception]:
+        """Of each image its embeddings, or why there are none; what is no answer to it is raised for all."""
+        outcomes = await asyncio.gather(*map(self.stage, tasks), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Overloaded | UserError):
+                raise outcome
+        return outcomes  # type: ignore[return-value]
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
@@ -80,15 +87,18 @@ class EncoderDeployment(_Source):
 
     def __init__(self, options: EncoderOptions, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = Encoder(options, _one_thread(), self.telemetry, to_cpu=True)
+        self.stage = Encoder(options, one_thread(), self.telemetry, to_cpu=True)
 
 
 class RefinerDeployment(_Source):
     """Pixels to refined image embeddings, with the encoder's help."""
 
-    def __init__(self, options: RefinerOptions, encoder: DeploymentHandle, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, options: RefinerOptions, encoder: DeploymentHandle, batch_size: int, tracing: Tracing | None = None
+    ) -> None:
         super().__init__(options, tracing)
-        self.stage = Refiner(RemoteSource(encoder), options, _one_thread(), self.telemetry, to_cpu=True)
+        source = RemoteSource(encoder, batch_size)
+        self.stage = Refiner(source, options, one_thread(), self.telemetry, to_cpu=True)
 
 
 class _Captioner(_Deployment):
@@ -110,9 +120,11 @@ class _Captioner(_Deployment):
 class DecoderDeployment(_Captioner):
     """Pixels to captions, with the help of what gives embeddings: the refiner, or the encoder where there is none."""
 
-    def __init__(self, options: DecoderOptions, source: DeploymentHandle, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, options: DecoderOptions, source: DeploymentHandle, batch_size: int, tracing: Tracing | None = None
+    ) -> None:
         super().__init__(options, tracing)
-        self.stage = Decoder(RemoteSource(source), options, self.telemetry)
+        self.stage = Decoder(RemoteSource(source, batch_size), options, self.telemetry)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
@@ -122,15 +134,9 @@ class DecoderDeployment(_Captioner):
 class CaptionerDeployment(_Captioner):
     """Pixels to captions, all in one process."""
 
-    def __init__(self, options: CaptionerOptions, all_cores: bool, tracing: Tracing | None = None) -> None:
+    def __init__(self, options: CaptionerOptions, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        if all_cores and options.torch_threads is None:
-            # Images are encoded while captions are written, each in a thread that has so many helpers: were they more
-            # than the cores, they would wait for one another in loops.
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-        computes, telemetry = _one_thread(), self.telemetry
-        refiner = Refiner(Encoder(options, computes, telemetry), options, computes, telemetry)
-        self.stage = Decoder(refiner, options, telemetry)
+        self.stage = fused_stages(options, self.telemetry)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         for weights in _weights_of(user_config, self.stage.options):
@@ -140,7 +146,3 @@ class CaptionerDeployment(_Captioner):
 def _weights_of(user_config: dict[str, Any], options: ComputeOptions) -> list[str]:
     models = Routing.model_validate(user_config).models.values()
     return list(dict.fromkeys(model.weights.key for model in models))[: options.max_models]
-
-
-def _one_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="compute")

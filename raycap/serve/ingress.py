@@ -1,14 +1,17 @@
-"""The HTTP door as a Serve deployment. Embeddings never come through here, unless a client asks for them.
+"""The HTTP door as a Serve deployment: before the stages' deployments, or, on a CPU, with the stages behind it.
 
-Images are decoded and resized here, in threads: a bad one is refused before it takes a place in a
-batch, the CPU work grows with the ingress's replicas and not with those that hold a GPU, and what goes
-on to the encoder is at most 442 kB (384 x 384 pixels) whatever came in.
+Embeddings never come through here, unless a client asks for them. Images are decoded and resized here, in threads: a
+bad one is refused before it takes a place in a batch, the CPU work grows with the ingress's replicas and not with those
+that hold a GPU, and what goes on to the encoder is at most 442 kB (384 x 384 pixels) whatever came in.
 """
 
 import asyncio
 import logging
+import os
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -17,27 +20,29 @@ from raycap.config import parse_config
 from raycap.errors import UserError
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
-from raycap.serve.config import CaptionArgs, ServeArgsError
+from raycap.serve.config import CaptionArgs, Cpu, ServeArgsError
 from raycap.serve.guard.fetch import ImageFetcher
 from raycap.serve.guard.keys import KeyRing
 from raycap.serve.guard.rate_limit import RateLimiter
+from raycap.serve.stages.bounded import BoundedCaptioner
+from raycap.serve.stages.fused import cpu_threads, fused_stages
 from raycap.serve.stages.handles import RemoteCaptioner
+from raycap.serve.stages.pipeline import Captioner
 from raycap.serve.stages.weights import Routing
 from raycap.serve.telemetry.telemetry import Telemetry
 
 logger = logging.getLogger("ray.serve")
 
 
-@serve.ingress()
-class CaptionIngress:
-    """Answers HTTP requests with what the captioner gives.
+class _Ingress:
+    """Answers HTTP requests with what a captioner gives.
 
     Which models are served is no argument but the deployment's ``user_config``: an argument could not change without a
     restart.
 
     Args:
         args: of the application.
-        captioner: handle of the deployment that captions.
+        captioner: made with the replica's telemetry.
 
     Raises:
         ServeArgsError: the keys cannot be read.
@@ -45,7 +50,7 @@ class CaptionIngress:
 
     telemetry = Telemetry()
 
-    def __init__(self, args: CaptionArgs, captioner: DeploymentHandle) -> None:
+    def __init__(self, args: CaptionArgs, captioner: Callable[[Telemetry], Captioner]) -> None:
         try:
             key_ring = KeyRing(args.keys) if args.keys is not None else None
         except UserError as error:
@@ -54,7 +59,7 @@ class CaptionIngress:
         self.telemetry = Telemetry.of_replica(args.tracing)
         limiter = RateLimiter(args.rate_limit) if args.rate_limit is not None else None
         self.service = Service(
-            RemoteCaptioner(captioner),
+            captioner(self.telemetry),
             args.limits,
             args.caption_cache_bytes,
             ImageFetcher(args.fetch).fetch,
@@ -112,3 +117,39 @@ class CaptionIngress:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return make_api(self.service, echoes_id=False)
+
+
+@serve.ingress()
+class CaptionIngress(_Ingress):
+    """In front of stages that are deployments of their own.
+
+    Args:
+        args: of the application.
+        captioner: handle of the deployment that captions.
+    """
+
+    def __init__(self, args: CaptionArgs, captioner: DeploymentHandle) -> None:
+        super().__init__(args, lambda _: RemoteCaptioner(captioner))
+
+
+@serve.ingress()
+class CaptionServer(_Ingress):
+    """HTTP and all stages in one process, on a CPU.
+
+    Args:
+        args: of the application, whose shape is ``cpu``.
+    """
+
+    def __init__(self, args: CaptionArgs) -> None:
+        assert isinstance(args.shape, Cpu)
+        options = args.shape.captioner
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves a GPU visible to those that reserved none of it
+        torch.set_num_threads(
+            options.torch_threads or cpu_threads(model.read_shape() for model in args.models.values())
+        )
+        super().__init__(
+            args,
+            lambda telemetry: BoundedCaptioner(
+                fused_stages(options, telemetry), options.max_requests, options.retry_after_seconds
+            ),
+        )

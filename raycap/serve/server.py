@@ -57,7 +57,7 @@ def stop() -> None:
 
 
 def _require_room(args: CaptionArgs) -> None:
-    deployments = [args.ingress, *args.shape.deployments().values()]
+    deployments = args.deployments().values()
     have = ray.cluster_resources()
     for kind, field in (("CPU", "num_cpus"), ("GPU", "num_gpus")):
         needed = sum(getattr(deployment, field) * deployment.num_replicas for deployment in deployments)

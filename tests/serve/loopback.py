@@ -25,7 +25,7 @@ def serve_on_loopback(routing: Routing, **service_options) -> Iterator[str]:
     async def application(scope, receive, send):
         if scope["type"] == "lifespan":
             await receive()
-            service = Service(CaptionerDeployment(CaptionerOptions(), False), **service_options)
+            service = Service(CaptionerDeployment(CaptionerOptions()), **service_options)
             await service.switch(routing)
             ready.append(service)
             apis.append(make_api(service))

@@ -33,14 +33,15 @@ def args(models):
     [
         ("disaggregated", {"ingress", "decoder", "refiner", "encoder"}),
         ("fused", {"ingress", "captioner"}),
-        ("cpu", {"ingress", "captioner"}),
+        ("cpu", {"ingress"}),
     ],
 )
 def test_each_shape_has_its_deployments_with_their_own_queues_and_models(args, kind, names):
     found = deployments(build(args(shape={"kind": kind})))
     assert set(found) == names
     for deployment in found.values():
-        assert deployment._deployment_config.max_queued_requests == 256
+        # The stages of one process bound themselves.
+        assert deployment._deployment_config.max_queued_requests == (2048 if kind == "cpu" else 256)
         assert deployment._deployment_config.backpressure_config.status_code == 503
         assert set(deployment._deployment_config.user_config["models"]) == {"caption"}
 
@@ -68,7 +69,7 @@ def test_the_stages_keep_their_share_of_a_gpu(args):
 
 def test_every_stage_knows_where_traces_go(args):
     tracing = Tracing(endpoint="http://collector:4318/v1/traces")
-    for kind, stages in (("disaggregated", {"decoder", "refiner", "encoder"}), ("cpu", {"captioner"})):
+    for kind, stages in (("disaggregated", {"decoder", "refiner", "encoder"}), ("fused", {"captioner"})):
         found = deployments(build(args(shape={"kind": kind}, tracing=tracing.model_dump())))
         assert all(tracing in found[stage].init_args for stage in stages)
 

@@ -71,6 +71,11 @@ def test_requests_that_wait_for_another_stage_add_no_replicas(controller):
     assert set(controller(loads, share=0.1, queued=20.0)) == {1}, "nor do those that queue behind them"
 
 
+def test_requests_that_bring_several_images_count_as_so_many(controller):
+    assert controller([TARGET] * 60, share=3.0)[-1] == 3
+    assert controller([TARGET] * 60, share=3.0, queued=TARGET / 2)[-1] == 3, "as do those that queue behind them"
+
+
 def test_a_deployment_without_stats_is_scaled_by_all_its_requests(controller):
     assert controller([3 * TARGET] * 60)[-1] == 3
 

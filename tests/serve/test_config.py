@@ -43,6 +43,10 @@ ONE = {"m": {"model": "m"}}
         ({"models": ONE, "shape": {"kind": "gpu"}}, "'disaggregated', 'fused', 'cpu'"),
         ({"models": ONE, "shape": {"kind": "fused", "encoder": {}}}, "shape.encoder = {}: unknown key"),
         ({"models": ONE, "shape": {"kind": "cpu", "captioner": {"num_gpus": 1}}}, "captioner.num_gpus (1) must be 0;"),
+        (
+            {"models": ONE, "shape": {"kind": "cpu"}, "ingress": {"num_replicas": 2}},
+            "ingress: with shape.kind = cpu each replica answers HTTP itself; set shape.captioner",
+        ),
         ({"models": ONE, "ingress": {"num_replicas": 3, "max_replicas": 2}}, "max_replicas (2) must be at least"),
         (
             {"models": ONE, "ingress": {"max_replicas": 2, "max_ongoing_requests": 128}},
@@ -57,8 +61,8 @@ ONE = {"m": {"model": "m"}}
             "max_rows (4) must be at least limits.max_beams (8) and limits.max_captions (8)",
         ),
         (
-            {"models": {"m": {"model": "m", "decoding": {"num_beams": 40}}}},
-            "max_rows (32) must be at least models.m.decoding.num_beams (40)",
+            {"models": {"m": {"model": "m", "decoding": {"num_beams": 130}}}},
+            "max_rows (128) must be at least models.m.decoding.num_beams (130)",
         ),
         (
             {"models": {"m": {"model": "m", "rbm": "r"}}, "shape": {"kind": "disaggregated", "refiner": None}},

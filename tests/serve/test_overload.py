@@ -35,10 +35,11 @@ def cluster():
 def start(models, cluster):
     """Starts the application with these options of its stages."""
 
-    def start(limits, **stages):
+    def start(limits, kind="disaggregated", **stages):
         model = {"model": str(models / "demo/blip/model"), "rbm": str(models / "demo/rbm/model"), "precision": "fp32"}
-        stages["encoder"] = {"cache_bytes": 0} | stages.get("encoder", {})
-        shape = {"kind": "disaggregated", **stages}
+        if kind == "disaggregated":
+            stages["encoder"] = {"cache_bytes": 0} | stages.get("encoder", {})
+        shape = {"kind": kind, **stages}
         values = {"models": {"caption": model}, "shape": shape, "caption_cache_bytes": 0, "limits": limits}
         return server.start(CaptionArgs.model_validate(values), port=0)
 
@@ -93,6 +94,15 @@ def test_a_full_queue_of_any_stage_is_a_503_that_says_when_to_come_again(files, 
     assert set(answers) == {(200, None, None), (503, "7", "overloaded")}, Counter(answers)
     wait_until_nothing_is_left(5)
     assert asyncio.run(ask_all(url, files, 1)) == [(200, None, None)]
+
+
+def test_one_process_for_all_refuses_in_the_same_way(files, start):
+    narrow = {"max_ongoing_requests": 1, "max_queued_requests": 1, "retry_after_seconds": 7, "batch_size": 1}
+    url = start({}, "cpu", captioner=narrow | {"cache_bytes": 0})
+    answers = asyncio.run(ask_all(url, files, 40))
+    assert set(answers) == {(200, None, None), (503, "7", "overloaded")}, Counter(answers)
+    asyncio.run(ask_all(url, files, 40, SLOW, leave_after_seconds=0.2))
+    assert asyncio.run(ask_all(url, files, 1)) == [(200, None, None)], "who left takes no place"
 
 
 def test_more_clients_than_are_computed_at_once_are_served_no_slower(files, start):

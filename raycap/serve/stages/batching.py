@@ -16,10 +16,22 @@ InputT = TypeVar("InputT")
 OutputT = TypeVar("OutputT")
 
 
-class _Waiting(NamedTuple, Generic[InputT, OutputT]):
+class Waiting(NamedTuple, Generic[InputT, OutputT]):
+    """An item, and who waits for what comes of it."""
+
     group: Hashable
     item: InputT
     result: "asyncio.Future[OutputT]"
+
+
+def take(waiting: deque[Waiting[InputT, OutputT]], most: int) -> list[Waiting[InputT, OutputT]]:
+    """Take the first that waits and, in their order, those of its group; whoever gave up is left out."""
+    live = [each for each in waiting if not each.result.done()]
+    taken = [each for each in live if each.group == live[0].group][:most]
+    left = set(map(id, taken))
+    waiting.clear()
+    waiting.extend(each for each in live if id(each) not in left)
+    return taken
 
 
 class Batcher(Generic[InputT, OutputT]):
@@ -43,7 +55,7 @@ class Batcher(Generic[InputT, OutputT]):
     ) -> None:
         self.compute, self.executor = compute, executor
         self.batch_size, self.wait_seconds, self.observe = batch_size, wait_seconds, observe
-        self.waiting: deque[_Waiting[InputT, OutputT]] = deque()
+        self.waiting: deque[Waiting[InputT, OutputT]] = deque()
         self.num_computing = 0
         self.full = asyncio.Event()
         self.worker: asyncio.Task[None] | None = None
@@ -56,7 +68,7 @@ class Batcher(Generic[InputT, OutputT]):
     async def __call__(self, item: InputT, group: Hashable = None) -> OutputT:
         """Compute an item together with others of its group; a cancelled caller's item is left out."""
         result: asyncio.Future[OutputT] = asyncio.get_running_loop().create_future()
-        self.waiting.append(_Waiting(group, item, result))
+        self.waiting.append(Waiting(group, item, result))
         if len(self.waiting) >= self.batch_size:
             self.full.set()
         if self.worker is None or self.worker.done():
@@ -69,23 +81,11 @@ class Batcher(Generic[InputT, OutputT]):
                 self.full.clear()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self.full.wait(), self.wait_seconds)
-            batch = self._take()
+            batch = take(self.waiting, self.batch_size)
             if batch:
                 await self._compute(batch)
 
-    def _take(self) -> list[_Waiting[InputT, OutputT]]:
-        """The first that waits and, in their order, those of its group."""
-        live = deque(waiting for waiting in self.waiting if not waiting.result.done())
-        batch: list[_Waiting[InputT, OutputT]] = []
-        self.waiting = deque()
-        for waiting in live:
-            if len(batch) < self.batch_size and waiting.group == live[0].group:
-                batch.append(waiting)
-            else:
-                self.waiting.append(waiting)
-        return batch
-
-    async def _compute(self, batch: list[_Waiting[InputT, OutputT]]) -> None:
+    async def _compute(self, batch: list[Waiting[InputT, OutputT]]) -> None:
         if self.observe is not None:
             self.observe(len(batch))
         loop = asyncio.get_running_loop()

@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -60,7 +60,7 @@ class Decoder:
     async def caption(self, task: CaptionTask) -> Captioned:
         return await self._caption(task, None)
 
-    async def stream(self, task: CaptionTask) -> AsyncIterator[str | Captioned]:
+    async def stream(self, task: CaptionTask) -> AsyncGenerator[str | Captioned, None]:
         pieces: asyncio.Queue[str | None] = asyncio.Queue()
         captioning = asyncio.create_task(self._caption(task, pieces.put_nowait))
         captioning.add_done_callback(lambda _: pieces.put_nowait(None))

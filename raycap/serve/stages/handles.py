@@ -2,7 +2,7 @@
 cancelled with whoever waits for them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Hashable
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -12,6 +12,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from raycap.serve.errors import Overloaded
+from raycap.serve.stages.parcels import Parcels
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
 
 ResultT = TypeVar("ResultT")
@@ -39,11 +40,11 @@ class _Stage:
     def _of(self, method: str, weights: str, stream: bool = False) -> DeploymentHandle:
         return self.handle.options(method_name=method, multiplexed_model_id=weights, stream=stream)
 
-    async def _ask(self, method: str, task: ImageTask) -> Any:
-        handle = self._of(method, task.weights)
+    async def _ask(self, method: str, weights: str, asked: ImageTask | list[ImageTask]) -> Any:
+        handle = self._of(method, weights)
 
         async def once() -> Any:
-            response = handle.remote(task)
+            response = handle.remote(asked)
             with _told_as_raised(response.cancel):
                 return await response
 
@@ -61,10 +62,22 @@ class _Stage:
 
 
 class RemoteSource(_Stage):
-    """An :class:`~raycap.serve.stages.pipeline.EmbeddingSource` behind a handle."""
+    """An :class:`~raycap.serve.stages.pipeline.EmbeddingSource` behind a handle.
+
+    Args:
+        handle: of a deployment whose call takes several tasks of one model.
+        batch_size: that it computes together.
+    """
+
+    def __init__(self, handle: DeploymentHandle, batch_size: int) -> None:
+        super().__init__(handle)
+        self._parcels: Parcels[ImageTask, Encoded] = Parcels(self._send, batch_size)
 
     async def __call__(self, task: ImageTask) -> Encoded:
-        encoded: Encoded = await self._ask("__call__", task)
+        return await self._parcels(task, task.weights)
+
+    async def _send(self, weights: Hashable, tasks: list[ImageTask]) -> list[Encoded | Exception]:
+        encoded: list[Encoded | Exception] = await self._ask("__call__", str(weights), tasks)
         return encoded
 
 
@@ -72,11 +85,11 @@ class RemoteCaptioner(_Stage):
     """A :class:`~raycap.serve.stages.pipeline.Captioner` behind a handle."""
 
     async def caption(self, task: CaptionTask) -> Captioned:
-        captioned: Captioned = await self._ask("caption", task)
+        captioned: Captioned = await self._ask("caption", task.weights, task)
         return captioned
 
     async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
-        embeddings: tuple[Encoded, Encoded] = await self._ask("embed", task)
+        embeddings: tuple[Encoded, Encoded] = await self._ask("embed", task.weights, task)
         return embeddings
 
     async def stream(self, task: CaptionTask) -> AsyncIterator[str | Captioned]:

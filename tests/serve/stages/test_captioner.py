@@ -41,7 +41,7 @@ def run(tasks, options=CaptionerOptions(batch_size=4), method="caption"):  # noq
     """All tasks at once."""
 
     async def run():
-        captioner = CaptionerDeployment(options, False)
+        captioner = CaptionerDeployment(options)
         return await asyncio.gather(*(getattr(captioner, method)(task) for task in tasks))
 
     return asyncio.run(run())
@@ -85,7 +85,7 @@ def test_requests_of_all_kinds_at_once_each_get_what_they_get_alone(models, file
 
 def test_a_stream_s_pieces_join_to_the_caption(files, served):
     async def stream(task):
-        return [piece async for piece in CaptionerDeployment(CaptionerOptions(), False).stream(task)]
+        return [piece async for piece in CaptionerDeployment(CaptionerOptions()).stream(task)]
 
     for settings in ({}, {"decoding": Decoding(prompt="a blue")}):
         task = task_of(files[0], served(), **settings)
@@ -99,7 +99,7 @@ def test_a_stream_s_pieces_join_to_the_caption(files, served):
 
 def test_a_stream_given_up_stops_the_decoder(files, served):
     async def begin_and_stop(task):
-        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        captioner = CaptionerDeployment(CaptionerOptions())
         stream = captioner.stream(task)
         await anext(stream)
         await stream.aclose()
@@ -114,17 +114,17 @@ def test_a_stream_given_up_stops_the_decoder(files, served):
 def test_one_request_s_mistake_is_its_own(files, served):
     model = served()
     wrong = task_of(files[0], model, decoding=Decoding(max_new_tokens=500))
-    wide = task_of(files[0], model, decoding=Decoding(num_beams=40))
+    wide = task_of(files[0], model, decoding=Decoding(num_beams=130))
     good = [task_of(file, model) for file in files]
 
     async def ask():
-        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        captioner = CaptionerDeployment(CaptionerOptions())
         tasks = (captioner.caption(task) for task in (wrong, wide, *good))
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     refused, too_wide, *answered = asyncio.run(ask())
     assert isinstance(refused, UserError)
-    assert "max_rows allows 32" in str(too_wide)
+    assert "max_rows allows 128" in str(too_wide)
     assert [answer.captions[0] for answer in answered] == captions(model, files)
 
 
@@ -132,7 +132,7 @@ def test_a_decoder_that_fails_tells_all_and_starts_afresh(files, served, monkeyp
     task = task_of(files[0], served())
 
     async def ask():
-        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        captioner = CaptionerDeployment(CaptionerOptions())
         await captioner.prepare(task.weights)
         loop = (await captioner.stage.models(task.weights)).writer.loop
         for broken in ("step", "add_all"):
@@ -249,7 +249,7 @@ def test_an_image_that_comes_again_is_not_encoded_again(files, served, monkeypat
     )
 
     async def twice(task):
-        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        captioner = CaptionerDeployment(CaptionerOptions())
         await captioner.prepare(task.weights)
         encoded.clear()
         return await captioner.caption(task), await captioner.caption(replace(task, decoding=Decoding(num_beams=2)))
@@ -262,7 +262,7 @@ def test_an_image_that_comes_again_is_not_encoded_again(files, served, monkeypat
 
 def test_an_image_without_a_digest_is_encoded_each_time_and_never_kept(files, served):
     async def probe(task):
-        stage = CaptionerDeployment(CaptionerOptions(), False).stage
+        stage = CaptionerDeployment(CaptionerOptions()).stage
         answers = [await stage.caption(task) for _ in range(2)]
         return answers, stage.source.source.cache
 

@@ -120,7 +120,7 @@ def test_a_fault_of_the_call_itself_is_not_repeated():
 
 def test_whoever_is_cancelled_cancels_what_he_waits_for():
     async def cancel_soon(handle):
-        waiting = asyncio.create_task(RemoteSource(handle)(TASK))
+        waiting = asyncio.create_task(RemoteSource(handle, 1)(TASK))
         await asyncio.sleep(0.01)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

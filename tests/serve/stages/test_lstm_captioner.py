@@ -54,7 +54,7 @@ def run(tasks, options=CaptionerOptions(batch_size=4)):  # noqa: B008 - frozen
     """All tasks at once."""
 
     async def run():
-        captioner = CaptionerDeployment(options, False)
+        captioner = CaptionerDeployment(options)
         return await asyncio.gather(*(captioner.caption(task) for task in tasks))
 
     return asyncio.run(run())
@@ -95,7 +95,7 @@ def test_searches_of_all_kinds_and_few_rows_never_mix(files, model):
 
 def test_a_stream_s_words_join_to_the_caption(files, model):
     async def stream_all(tasks):
-        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        captioner = CaptionerDeployment(CaptionerOptions())
 
         async def pieces(task):
             return [piece async for piece in captioner.stream(task)]
@@ -110,17 +110,17 @@ def test_a_stream_s_words_join_to_the_caption(files, model):
 
 def test_one_request_s_mistake_is_its_own(files, model):
     prompted = tasks_of(files[:1], model, decoding=Decoding(prompt="a red"))
-    wide = tasks_of(files[:1], model, decoding=Decoding(num_beams=40))
+    wide = tasks_of(files[:1], model, decoding=Decoding(num_beams=130))
     good = tasks_of(files, model)
 
     async def ask():
-        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        captioner = CaptionerDeployment(CaptionerOptions())
         return await asyncio.gather(*map(captioner.caption, prompted + wide + good), return_exceptions=True)
 
     refused, too_wide, *answered = asyncio.run(ask())
     assert isinstance(refused, UserError)
     assert "continues no text" in str(refused)
-    assert "max_rows allows 32" in str(too_wide)
+    assert "max_rows allows 128" in str(too_wide)
     assert [answer.captions for answer in answered] == [answer.captions for answer in run(good)]
 
 
@@ -128,7 +128,7 @@ def test_what_fails_is_told_and_the_next_requests_are_answered(files, model, mon
     (task,) = tasks_of(files[:1], model)
 
     async def ask():
-        captioner = CaptionerDeployment(CaptionerOptions(), False)
+        captioner = CaptionerDeployment(CaptionerOptions())
         await captioner.prepare(task.weights)
         writer = (await captioner.stage.models(task.weights)).writer
         with monkeypatch.context() as patch:
