@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic
@@ -48,7 +49,13 @@ class Parcels(Generic[InputT, OutputT]):
                 # In a context of its own: Serve would cancel it with the request in whose context it began.
                 sending = asyncio.get_running_loop().create_task(self._send(parcel), context=contextvars.Context())
                 self._sending.add(sending)
-                sending.add_done_callback(self._sending.discard)
+                self._num_sent += len(parcel)
+                sending.add_done_callback(functools.partial(self._unpack, len(parcel)))
+
+    def _unpack(self, num_items: int, sending: asyncio.Task[None]) -> None:
+        self._sending.discard(sending)
+        self._num_sent -= num_items
+        self._pack()
 
     async def _send(self, parcel: list[Waiting[InputT, OutputT]]) -> None:
         sending = asyncio.current_task()
@@ -59,14 +66,10 @@ class Parcels(Generic[InputT, OutputT]):
 
         for each in parcel:
             each.result.add_done_callback(give_up)
-        self._num_sent += len(parcel)
         try:
             outcomes: Sequence[OutputT | Exception] = await self.send(parcel[0].group, [each.item for each in parcel])
         except Exception as error:
             outcomes = [error] * len(parcel)
-        finally:
-            self._num_sent -= len(parcel)
-            self._pack()
         for each, outcome in zip(parcel, outcomes, strict=True):
             if each.result.done():
                 continue
