@@ -48,6 +48,7 @@ import aiohttp
 import numpy as np
 import ray
 import torch
+import uvloop
 from PIL import Image
 from ray import serve
 from ray.serve.config import HTTPOptions
@@ -137,7 +138,7 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
             "litserve": [{"json": {"image": base64.b64encode(file).decode()}} for file in files]
         }
         for system, url in urls.items():  # to warm them
-            asyncio.run(_load(url, bodies[system], 2, 2.0))
+            uvloop.run(_load(url, bodies[system], 2, 2.0))
         _let_run(processes, None)
         warm_rates = {size: _bare(predictor, files, size, arguments.seconds / 4) for size in BARE_BATCH_SIZES}
         batch_size = max(warm_rates, key=warm_rates.__getitem__)
@@ -148,7 +149,7 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
                     _let_run(processes, None)
                     bare = _bare(predictor, files, batch_size, arguments.seconds / 2)
                     _let_run(processes, system)
-                    load = asyncio.run(_load(urls[system], bodies[system], clients, arguments.seconds))
+                    load = uvloop.run(_load(urls[system], bodies[system], clients, arguments.seconds))
                     loads[system][clients].append(load._replace(bare_captions_per_second=bare))
                     print(
                         f"{name}, round {round_number + 1}/{arguments.rounds}, {clients} clients: {system} "
@@ -260,7 +261,10 @@ def _start_raycap(model: str, rbm: str, port: int, threads: int | None) -> None:
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
     for name, shape in shapes.items():
         values = {"models": served, "shape": shape, "caption_cache_bytes": 0, "limits": {"request_seconds": 600}}
-        serve.run(build(CaptionArgs.model_validate(values)), name=name, route_prefix=f"/{name}")
+        # As in serve_configs/throughput.yaml.
+        logging_config = {"enable_access_log": False}
+        application = build(CaptionArgs.model_validate(values))
+        serve.run(application, name=name, route_prefix=f"/{name}", logging_config=logging_config)
 
 
 def _start_peer(kind: str, model: str, rbm: str, port: int) -> subprocess.Popen[bytes]:
