@@ -67,6 +67,7 @@ from raycap.serve.app import build
 from raycap.serve.config import CaptionArgs
 
 CLIENTS = (1, 4, 16, 64, 256)
+SYSTEMS = ("fused", "disaggregated", "litserve", "fastapi_transformers")
 BARE_BATCH_SIZES = (8, 16, 32, 64)
 # What changes how Serve works, as its own documentation names it.
 MODES = ("RAY_SERVE_THROUGHPUT_OPTIMIZED", "RAY_SERVE_ENABLE_HA_PROXY", "RAY_worker_niceness")
@@ -92,6 +93,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="requests at once")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="which to measure")
     parser.add_argument("--torch-threads", type=int, help="of raycap's stages; by default as raycap chooses")
     parser.add_argument("--without-base", action="store_true", help="leave BLIP-base's shape out")
     arguments = parser.parse_args()
@@ -127,6 +129,7 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
         _start_raycap(model, rbm, ports[0], arguments.torch_threads)
         urls = {shape: f"http://127.0.0.1:{ports[0]}/{shape}/v1/caption" for shape in ("fused", "disaggregated")}
         urls |= {peer: f"http://127.0.0.1:{port}/caption" for peer, port in peers.items()}
+        urls = {system: url for system, url in urls.items() if system in arguments.systems}
         for port in peers.values():
             _wait_for(f"http://127.0.0.1:{port}/health")
         predictor = CaptionPredictor.from_pretrained(model, rbm, Precision.AUTO)
