@@ -15,9 +15,10 @@ from raycap.serve.config import CaptionerOptions, ComputeOptions, DecoderOptions
 from raycap.serve.errors import Overloaded
 from raycap.serve.stages.captioning import Decoder
 from raycap.serve.stages.embedding import Encoder, Refiner
-from raycap.serve.stages.fused import fused_stages, one_thread
+from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.handles import RemoteSource
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
+from raycap.serve.stages.turns import OneThread
 from raycap.serve.stages.weights import Routing
 from raycap.serve.telemetry.telemetry import Telemetry
 from raycap.serve.telemetry.tracing import Tracing
@@ -87,7 +88,7 @@ class EncoderDeployment(_Source):
 
     def __init__(self, options: EncoderOptions, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = Encoder(options, one_thread(), self.telemetry, to_cpu=True)
+        self.stage = Encoder(options, OneThread(), self.telemetry, to_cpu=True)
 
 
 class RefinerDeployment(_Source):
@@ -98,7 +99,7 @@ class RefinerDeployment(_Source):
     ) -> None:
         super().__init__(options, tracing)
         source = RemoteSource(encoder, batch_size)
-        self.stage = Refiner(source, options, one_thread(), self.telemetry, to_cpu=True)
+        self.stage = Refiner(source, options, OneThread(), self.telemetry, to_cpu=True)
 
 
 class _Captioner(_Deployment):

@@ -25,7 +25,7 @@ from raycap.serve.guard.fetch import ImageFetcher
 from raycap.serve.guard.keys import KeyRing
 from raycap.serve.guard.rate_limit import RateLimiter
 from raycap.serve.stages.bounded import BoundedCaptioner
-from raycap.serve.stages.fused import cpu_threads, fused_stages
+from raycap.serve.stages.fused import cpu_threads, fused_on_cpu
 from raycap.serve.stages.handles import RemoteCaptioner
 from raycap.serve.stages.pipeline import Captioner
 from raycap.serve.stages.weights import Routing
@@ -144,12 +144,11 @@ class CaptionServer(_Ingress):
         assert isinstance(args.shape, Cpu)
         options = args.shape.captioner
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves a GPU visible to those that reserved none of it
-        torch.set_num_threads(
-            options.torch_threads or cpu_threads(model.read_shape() for model in args.models.values())
-        )
-        super().__init__(
-            args,
-            lambda telemetry: BoundedCaptioner(
-                fused_stages(options, telemetry), options.max_requests, options.retry_after_seconds
-            ),
-        )
+        num_threads = options.torch_threads or cpu_threads(model.read_shape() for model in args.models.values())
+        torch.set_num_threads(num_threads)
+
+        def stages(telemetry: Telemetry) -> Captioner:
+            captioner = fused_on_cpu(options, telemetry, num_threads)
+            return BoundedCaptioner(captioner, options.max_requests, options.retry_after_seconds)
+
+        super().__init__(args, stages)

@@ -1,6 +1,8 @@
 """A BLIP's decoder, with which requests write side by side, joining and leaving between any two tokens."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.caption_attention import word_attention
@@ -9,6 +11,7 @@ from raycap.models.written_caption import Attention, WrittenCaption
 from raycap.rerank import Candidate, Reranker
 from raycap.serve.stages.decoding import DecodingLoop
 from raycap.serve.stages.pipeline import CaptionTask, Encoded
+from raycap.serve.stages.turns import AT_ONCE
 
 
 class BlipWriter:
@@ -18,10 +21,17 @@ class BlipWriter:
         decoder: not used by anyone else meanwhile.
         reranker: None for the search's own best.
         max_rows: captions being written at once; each beam counts as one.
+        turns: held while it computes.
     """
 
-    def __init__(self, decoder: BlipCaptionDecoder, reranker: Reranker | None, max_rows: int) -> None:
-        self.loop, self.reranker = DecodingLoop(decoder, max_rows), reranker
+    def __init__(
+        self,
+        decoder: BlipCaptionDecoder,
+        reranker: Reranker | None,
+        max_rows: int,
+        turns: AbstractContextManager[Any] = AT_ONCE,
+    ) -> None:
+        self.loop, self.reranker = DecodingLoop(decoder, max_rows, turns), reranker
 
     async def write(
         self, encoded: Encoded, task: CaptionTask, on_text: Callable[[str], None] | None

@@ -3,8 +3,10 @@
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -18,6 +20,7 @@ from raycap.serve.config import DecoderOptions
 from raycap.serve.stages.blip_writing import BlipWriter
 from raycap.serve.stages.lstm_writing import LstmWriter
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
+from raycap.serve.stages.turns import AT_ONCE
 from raycap.serve.stages.weights import Weights, resident
 from raycap.serve.stages.writing import Writer
 from raycap.serve.telemetry.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
@@ -38,6 +41,7 @@ class Decoder:
         source: of the embeddings.
         options: how many captions at once.
         telemetry: told of each request.
+        turns: held while it computes.
     """
 
     def __init__(
@@ -45,8 +49,9 @@ class Decoder:
         source: EmbeddingSource,
         options: DecoderOptions,
         telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
+        turns: AbstractContextManager[Any] = AT_ONCE,
     ) -> None:
-        self.source, self.options, self.telemetry = source, options, telemetry
+        self.source, self.options, self.telemetry, self.turns = source, options, telemetry, turns
         self.models = resident(self._load, options.max_models)
         self._writers: tuple[weakref.ref[Writer], ...] = ()
         telemetry.recorder.watch(QUEUE_LENGTH, lambda: sum(each.num_waiting for each in self.writers), stage="decode")
@@ -99,7 +104,7 @@ class Decoder:
         reranker = None if weights.rerank is None else Reranker(weights.rerank, pair)
         stage = DecoderStage(decoder, weights.precision)
         stage(torch.zeros(1, encoder.num_tokens, encoder.embed_dim), Decoding(max_new_tokens=2))
-        loaded = _Loaded(_writer_of(decoder, reranker, self.options.max_rows), of_encoder, pair.fingerprint)
+        loaded = _Loaded(_writer_of(decoder, reranker, self.options.max_rows, self.turns), of_encoder, pair.fingerprint)
         # A model that makes room ends when the last request that uses it does.
         weakref.finalize(loaded, loaded.writer.close)
         # Replaced, not changed: others may be reading.
@@ -136,7 +141,9 @@ class Decoder:
         )
 
 
-def _writer_of(decoder: CaptionDecoder, reranker: Reranker | None, max_rows: int) -> Writer:
+def _writer_of(
+    decoder: CaptionDecoder, reranker: Reranker | None, max_rows: int, turns: AbstractContextManager[Any]
+) -> Writer:
     if isinstance(decoder, LstmCaptionDecoder):
-        return LstmWriter(decoder, max_rows)
-    return BlipWriter(decoder, reranker, max_rows)
+        return LstmWriter(decoder, max_rows, turns)
+    return BlipWriter(decoder, reranker, max_rows, turns)

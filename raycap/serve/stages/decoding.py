@@ -7,8 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -17,6 +18,7 @@ from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.caption_search import Caption, count_rows
 from raycap.models.continuous_decoding import ContinuousDecoder, DecodingRequest
 from raycap.models.decoding import Decoding
+from raycap.serve.stages.turns import AT_ONCE
 
 ResultT = TypeVar("ResultT")
 
@@ -40,10 +42,13 @@ class DecodingLoop:
     Args:
         decoder: not used by anyone else meanwhile.
         max_rows: captions being written at once; each beam counts as one.
+        turns: held for each token.
     """
 
-    def __init__(self, decoder: BlipCaptionDecoder, max_rows: int) -> None:
-        self.decoder, self.max_rows = decoder, max_rows
+    def __init__(
+        self, decoder: BlipCaptionDecoder, max_rows: int, turns: AbstractContextManager[Any] = AT_ONCE
+    ) -> None:
+        self.decoder, self.max_rows, self._turns = decoder, max_rows, turns
         self._continuous = ContinuousDecoder(decoder, max_rows)
         # What others ask of the thread: it alone touches what follows.
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -131,9 +136,10 @@ class DecodingLoop:
         while not (self._closed and not self._active and not self._waiting):
             try:
                 self._read_inbox()
-                self._admit()
-                if self._active:
-                    self._step()
+                with self._turns:
+                    self._admit()
+                    if self._active:
+                        self._step()
             except Exception as error:
                 # Out of memory, say: those that were there are told, those to come start afresh.
                 lost, self._active = list(self._active.values()), {}

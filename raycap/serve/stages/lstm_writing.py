@@ -5,7 +5,7 @@ A whole caption takes it a few milliseconds: nobody gains from joining others ha
 
 import asyncio
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from raycap.models.lstm_caption_decoder import LstmCaptionDecoder
 from raycap.models.written_caption import WrittenCaption
 from raycap.serve.stages.batching import Batcher
 from raycap.serve.stages.pipeline import CaptionTask, Encoded
+from raycap.serve.stages.turns import AT_ONCE, OneThread
 
 
 class _Search(NamedTuple):
@@ -38,11 +39,14 @@ class LstmWriter:
     Args:
         decoder: not used by anyone else meanwhile.
         max_rows: captions being written at once; each beam counts as one.
+        turns: held while it computes.
     """
 
-    def __init__(self, decoder: LstmCaptionDecoder, max_rows: int) -> None:
+    def __init__(
+        self, decoder: LstmCaptionDecoder, max_rows: int, turns: AbstractContextManager[Any] = AT_ONCE
+    ) -> None:
         self.decoder, self.max_rows = decoder, max_rows
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="decoding")
+        self._executor = OneThread(turns, "decoding")
         self._batcher: Batcher[_Image, list[WrittenCaption]] = Batcher(self._write, self._executor, max_rows)
         self._num_rows = 0
 

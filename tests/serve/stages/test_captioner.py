@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +17,11 @@ from raycap.rerank import Rerank
 from raycap.serve.config import CaptionerOptions
 from raycap.serve.deployments import CaptionerDeployment
 from raycap.serve.stages.decoding import DecodingLoop
+from raycap.serve.stages.fused import fused_on_cpu
 from raycap.serve.stages.pipeline import Captioned, CaptionTask
+from raycap.serve.stages.turns import AT_ONCE
 from raycap.serve.stages.weights import ServedModel
+from raycap.serve.telemetry.telemetry import Telemetry
 
 
 @pytest.fixture
@@ -56,6 +60,18 @@ def test_sixteen_at_once_say_what_the_predictor_says(models, files, served, pred
     said = captions(served(rbm=rbm), files)
     assert said == predicted(rbm)
     assert len(set(said)) > len(said) // 2, "the images must be told apart for this to show anything"
+
+
+def test_stages_that_take_turns_say_the_same(models, files, served, predicted):
+    rbm = str(models / "demo/rbm/model")
+    model = served(rbm=rbm)
+
+    async def ask():
+        stages = fused_on_cpu(CaptionerOptions(batch_size=4), Telemetry(), num_threads=os.cpu_count() or 1)
+        assert stages.turns is not AT_ONCE
+        return await asyncio.gather(*(stages.caption(task_of(file, model)) for file in files))
+
+    assert [answer.captions[0] for answer in asyncio.run(ask())] == predicted(rbm)
 
 
 def test_gate_0_and_no_rbm_are_both_plain_blip(models, files, served, predicted):
