@@ -102,7 +102,9 @@ def test_one_process_for_all_refuses_in_the_same_way(files, start):
     answers = asyncio.run(ask_all(url, files, 40))
     assert set(answers) == {(200, None, None), (503, "7", "overloaded")}, Counter(answers)
     asyncio.run(ask_all(url, files, 40, SLOW, leave_after_seconds=0.2))
-    assert asyncio.run(ask_all(url, files, 1)) == [(200, None, None)], "who left takes no place"
+    deadline = time.monotonic() + 10
+    while (answers := asyncio.run(ask_all(url, files, 1))) != [(200, None, None)]:
+        assert time.monotonic() < deadline, f"who left keeps a place: {answers}"
 
 
 def test_more_clients_than_are_computed_at_once_are_served_no_slower(files, start):
