@@ -7,6 +7,7 @@ from ray.serve.exceptions import RayServeException
 
 from raycap.config import Config, error_lines
 from raycap.errors import UserError
+from raycap.hardware import KEEP_FREED_MEMORY
 from raycap.serve.guard.fetch import UrlFetch
 from raycap.serve.guard.keys import Keys
 from raycap.serve.guard.limits import Limits
@@ -126,6 +127,13 @@ class ComputeOptions(DeploymentOptions):
     """Models held by each replica at once; the least recently used makes room. A change from one model to
     another needs room for both."""
 
+    def for_serve(self) -> dict[str, Any]:
+        """Keyword arguments of ``Deployment.options``."""
+        options = super().for_serve()
+        if self.num_gpus == 0:
+            options["ray_actor_options"]["runtime_env"] = {"env_vars": KEEP_FREED_MEMORY}
+        return options
+
 
 class BatchedOptions(ComputeOptions):
     """Of a deployment that computes requests together as they wait."""
@@ -197,8 +205,8 @@ class Fused(Config):
 
 class Cpu(Config):
     """For a machine without a GPU: all three stages and HTTP too in each replica, since between processes a request
-    costs as much as a small model does. If not told otherwise, encoder and decoder, which work at once, have half of
-    the cores each with small models, and all of them both with BLIP-base or an LSTM captioner: as each is fastest."""
+    costs as much as a small model does. If not told otherwise, encoder and decoder of small models work at once with
+    half of the cores each; those of BLIP-base, or of an LSTM captioner, take turns with all: as each is fastest."""
 
     kind: Literal["cpu"] = "cpu"
     captioner: CaptionerOptions = CaptionerOptions()

@@ -18,7 +18,7 @@ from raycap.serve.stages.embedding import Encoder, Refiner
 from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.handles import RemoteSource
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
-from raycap.serve.stages.turns import OneThread
+from raycap.serve.stages.threads import compute_thread
 from raycap.serve.stages.weights import Routing
 from raycap.serve.telemetry.telemetry import Telemetry
 from raycap.serve.telemetry.tracing import Tracing
@@ -39,8 +39,6 @@ class _Deployment:
         if options.num_gpus == 0:
             # Ray leaves a GPU visible to those that reserved none of it.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        if options.torch_threads is not None:
-            torch.set_num_threads(options.torch_threads)
         self.telemetry = Telemetry.of_replica(tracing)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -88,7 +86,7 @@ class EncoderDeployment(_Source):
 
     def __init__(self, options: EncoderOptions, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = Encoder(options, OneThread(), self.telemetry, to_cpu=True)
+        self.stage = Encoder(options, compute_thread("encoding", options.torch_threads), self.telemetry, to_cpu=True)
 
 
 class RefinerDeployment(_Source):
@@ -99,7 +97,8 @@ class RefinerDeployment(_Source):
     ) -> None:
         super().__init__(options, tracing)
         source = RemoteSource(encoder, batch_size)
-        self.stage = Refiner(source, options, OneThread(), self.telemetry, to_cpu=True)
+        computes = compute_thread("refining", options.torch_threads)
+        self.stage = Refiner(source, options, computes, self.telemetry, to_cpu=True)
 
 
 class _Captioner(_Deployment):
@@ -125,7 +124,8 @@ class DecoderDeployment(_Captioner):
         self, options: DecoderOptions, source: DeploymentHandle, batch_size: int, tracing: Tracing | None = None
     ) -> None:
         super().__init__(options, tracing)
-        self.stage = Decoder(RemoteSource(source, batch_size), options, self.telemetry)
+        computes = compute_thread("decoding", options.torch_threads)
+        self.stage = Decoder(RemoteSource(source, batch_size), options, computes, self.telemetry)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
@@ -137,7 +137,9 @@ class CaptionerDeployment(_Captioner):
 
     def __init__(self, options: CaptionerOptions, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = fused_stages(options, self.telemetry)
+        encoding = compute_thread("encoding", options.torch_threads)
+        decoding = compute_thread("decoding", options.torch_threads)
+        self.stage = fused_stages(options, self.telemetry, encoding, decoding)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         for weights in _weights_of(user_config, self.stage.options):

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -25,9 +24,10 @@ from raycap.serve.guard.fetch import ImageFetcher
 from raycap.serve.guard.keys import KeyRing
 from raycap.serve.guard.rate_limit import RateLimiter
 from raycap.serve.stages.bounded import BoundedCaptioner
-from raycap.serve.stages.fused import cpu_threads, fused_on_cpu
+from raycap.serve.stages.fused import fused_on_cpu
 from raycap.serve.stages.handles import RemoteCaptioner
 from raycap.serve.stages.pipeline import Captioner
+from raycap.serve.stages.threads import compute_elsewhere, cpu_threads
 from raycap.serve.stages.weights import Routing
 from raycap.serve.telemetry.telemetry import Telemetry
 
@@ -144,8 +144,8 @@ class CaptionServer(_Ingress):
         assert isinstance(args.shape, Cpu)
         options = args.shape.captioner
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves a GPU visible to those that reserved none of it
+        compute_elsewhere()
         num_threads = options.torch_threads or cpu_threads(model.read_shape() for model in args.models.values())
-        torch.set_num_threads(num_threads)
 
         def stages(telemetry: Telemetry) -> Captioner:
             captioner = fused_on_cpu(options, telemetry, num_threads)

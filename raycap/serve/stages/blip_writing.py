@@ -1,8 +1,7 @@
 """A BLIP's decoder, with which requests write side by side, joining and leaving between any two tokens."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from concurrent.futures import Executor
 
 from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.caption_attention import word_attention
@@ -11,7 +10,6 @@ from raycap.models.written_caption import Attention, WrittenCaption
 from raycap.rerank import Candidate, Reranker
 from raycap.serve.stages.decoding import DecodingLoop
 from raycap.serve.stages.pipeline import CaptionTask, Encoded
-from raycap.serve.stages.turns import AT_ONCE
 
 
 class BlipWriter:
@@ -21,17 +19,13 @@ class BlipWriter:
         decoder: not used by anyone else meanwhile.
         reranker: None for the search's own best.
         max_rows: captions being written at once; each beam counts as one.
-        turns: held while it computes.
+        executor: one thread that computes.
     """
 
     def __init__(
-        self,
-        decoder: BlipCaptionDecoder,
-        reranker: Reranker | None,
-        max_rows: int,
-        turns: AbstractContextManager[Any] = AT_ONCE,
+        self, decoder: BlipCaptionDecoder, reranker: Reranker | None, max_rows: int, executor: Executor
     ) -> None:
-        self.loop, self.reranker = DecodingLoop(decoder, max_rows, turns), reranker
+        self.loop, self.reranker = DecodingLoop(decoder, max_rows, executor), reranker
 
     async def write(
         self, encoded: Encoded, task: CaptionTask, on_text: Callable[[str], None] | None
@@ -62,9 +56,6 @@ class BlipWriter:
     @property
     def num_unfinished(self) -> int:
         return self.loop.num_unfinished
-
-    def close(self) -> None:
-        self.loop.close()
 
     async def _search(
         self, encoded: Encoded, task: CaptionTask, on_text: Callable[[str], None] | None

@@ -3,10 +3,9 @@
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractContextManager
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
 
 import torch
 
@@ -20,7 +19,6 @@ from raycap.serve.config import DecoderOptions
 from raycap.serve.stages.blip_writing import BlipWriter
 from raycap.serve.stages.lstm_writing import LstmWriter
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
-from raycap.serve.stages.turns import AT_ONCE
 from raycap.serve.stages.weights import Weights, resident
 from raycap.serve.stages.writing import Writer
 from raycap.serve.telemetry.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
@@ -40,18 +38,18 @@ class Decoder:
     Args:
         source: of the embeddings.
         options: how many captions at once.
+        executor: one thread that computes.
         telemetry: told of each request.
-        turns: held while it computes.
     """
 
     def __init__(
         self,
         source: EmbeddingSource,
         options: DecoderOptions,
+        executor: Executor,
         telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
-        turns: AbstractContextManager[Any] = AT_ONCE,
     ) -> None:
-        self.source, self.options, self.telemetry, self.turns = source, options, telemetry, turns
+        self.source, self.options, self.executor, self.telemetry = source, options, executor, telemetry
         self.models = resident(self._load, options.max_models)
         self._writers: tuple[weakref.ref[Writer], ...] = ()
         telemetry.recorder.watch(QUEUE_LENGTH, lambda: sum(each.num_waiting for each in self.writers), stage="decode")
@@ -104,9 +102,9 @@ class Decoder:
         reranker = None if weights.rerank is None else Reranker(weights.rerank, pair)
         stage = DecoderStage(decoder, weights.precision)
         stage(torch.zeros(1, encoder.num_tokens, encoder.embed_dim), Decoding(max_new_tokens=2))
-        loaded = _Loaded(_writer_of(decoder, reranker, self.options.max_rows, self.turns), of_encoder, pair.fingerprint)
-        # A model that makes room ends when the last request that uses it does.
-        weakref.finalize(loaded, loaded.writer.close)
+        loaded = _Loaded(
+            _writer_of(decoder, reranker, self.options.max_rows, self.executor), of_encoder, pair.fingerprint
+        )
         # Replaced, not changed: others may be reading.
         self._writers = (*(known for known in self._writers if known() is not None), weakref.ref(loaded.writer))
         return loaded
@@ -141,9 +139,7 @@ class Decoder:
         )
 
 
-def _writer_of(
-    decoder: CaptionDecoder, reranker: Reranker | None, max_rows: int, turns: AbstractContextManager[Any]
-) -> Writer:
+def _writer_of(decoder: CaptionDecoder, reranker: Reranker | None, max_rows: int, executor: Executor) -> Writer:
     if isinstance(decoder, LstmCaptionDecoder):
-        return LstmWriter(decoder, max_rows, turns)
-    return BlipWriter(decoder, reranker, max_rows, turns)
+        return LstmWriter(decoder, max_rows, executor)
+    return BlipWriter(decoder, reranker, max_rows, executor)

@@ -1,4 +1,4 @@
-"""The decoder's own thread: takes one token after another for all requests that are there."""
+"""One token after another for all requests that are there."""
 
 import asyncio
 import itertools
@@ -6,10 +6,9 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -18,7 +17,6 @@ from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.caption_search import Caption, count_rows
 from raycap.models.continuous_decoding import ContinuousDecoder, DecodingRequest
 from raycap.models.decoding import Decoding
-from raycap.serve.stages.turns import AT_ONCE
 
 ResultT = TypeVar("ResultT")
 
@@ -42,21 +40,19 @@ class DecodingLoop:
     Args:
         decoder: not used by anyone else meanwhile.
         max_rows: captions being written at once; each beam counts as one.
-        turns: held for each token.
+        executor: one thread that computes. Between any two tokens it does what others have asked of it meanwhile.
     """
 
-    def __init__(
-        self, decoder: BlipCaptionDecoder, max_rows: int, turns: AbstractContextManager[Any] = AT_ONCE
-    ) -> None:
-        self.decoder, self.max_rows, self._turns = decoder, max_rows, turns
+    def __init__(self, decoder: BlipCaptionDecoder, max_rows: int, executor: Executor) -> None:
+        self.decoder, self.max_rows, self._executor = decoder, max_rows, executor
         self._continuous = ContinuousDecoder(decoder, max_rows)
-        # What others ask of the thread: it alone touches what follows.
+        # What others ask for: only the executor's thread touches what follows.
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[_Request] = deque()
         self._active: dict[Hashable, _Request] = {}
-        self._closed = False
         self._ids = itertools.count()
-        threading.Thread(target=self._run, name="decoding", daemon=True).start()
+        self._lock = threading.Lock()
+        self._is_at_work = False
 
     async def decode(
         self,
@@ -88,11 +84,11 @@ class DecodingLoop:
 
         told = None if on_token is None else tell
         request = _Request(next(self._ids), image_embeds, decoding, num_captions, num_rows, told)
-        self._inbox.put(lambda: self._waiting.append(request))
+        self._ask(lambda: self._waiting.append(request))
         try:
             return await asyncio.wrap_future(request.result)
         except asyncio.CancelledError:
-            self._inbox.put(lambda: self._forget(request))
+            self._ask(lambda: self._forget(request))
             raise
 
     @property
@@ -116,7 +112,7 @@ class DecodingLoop:
                 except Exception as error:
                     result.set_exception(error)
 
-        self._inbox.put(run)
+        self._ask(run)
         return await asyncio.wrap_future(result)
 
     @property
@@ -124,34 +120,31 @@ class DecodingLoop:
         """Requests that are being written or wait; any thread may ask."""
         return len(self._active) + len(self._waiting)
 
-    def close(self) -> None:
-        """Let the thread end when nothing is left to do."""
+    def _ask(self, function: Callable[[], None]) -> None:
+        self._inbox.put(function)
+        with self._lock:
+            if self._is_at_work:
+                return
+            self._is_at_work = True
+        self._executor.submit(self._turn)
 
-        def close() -> None:
-            self._closed = True
-
-        self._inbox.put(close)
-
-    def _run(self) -> None:
-        while not (self._closed and not self._active and not self._waiting):
-            try:
-                self._read_inbox()
-                with self._turns:
-                    self._admit()
-                    if self._active:
-                        self._step()
-            except Exception as error:
-                # Out of memory, say: those that were there are told, those to come start afresh.
-                lost, self._active = list(self._active.values()), {}
-                self._continuous = ContinuousDecoder(self.decoder, self.max_rows)
-                for request in lost:
-                    _fail(request, error)
-
-    def _read_inbox(self) -> None:
-        if not self._active and not self._waiting:
-            self._inbox.get()()  # nothing to do until something comes
-        while not self._inbox.empty():
-            self._inbox.get()()
+    def _turn(self) -> None:
+        try:
+            while not self._inbox.empty():
+                self._inbox.get()()
+            self._admit()
+            if self._active:
+                self._step()
+        except Exception as error:
+            # Out of memory, say: those that were there are told, those to come start afresh.
+            lost, self._active = list(self._active.values()), {}
+            self._continuous = ContinuousDecoder(self.decoder, self.max_rows)
+            for request in lost:
+                _fail(request, error)
+        with self._lock:
+            self._is_at_work = bool(self._active or self._waiting) or not self._inbox.empty()
+            if self._is_at_work:
+                self._executor.submit(self._turn)
 
     def _admit(self) -> None:
         joining: list[_Request] = []

@@ -5,7 +5,7 @@ A whole caption takes it a few milliseconds: nobody gains from joining others ha
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from concurrent.futures import Executor
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,6 @@ from raycap.models.lstm_caption_decoder import LstmCaptionDecoder
 from raycap.models.written_caption import WrittenCaption
 from raycap.serve.stages.batching import Batcher
 from raycap.serve.stages.pipeline import CaptionTask, Encoded
-from raycap.serve.stages.turns import AT_ONCE, OneThread
 
 
 class _Search(NamedTuple):
@@ -39,15 +38,12 @@ class LstmWriter:
     Args:
         decoder: not used by anyone else meanwhile.
         max_rows: captions being written at once; each beam counts as one.
-        turns: held while it computes.
+        executor: one thread that computes.
     """
 
-    def __init__(
-        self, decoder: LstmCaptionDecoder, max_rows: int, turns: AbstractContextManager[Any] = AT_ONCE
-    ) -> None:
+    def __init__(self, decoder: LstmCaptionDecoder, max_rows: int, executor: Executor) -> None:
         self.decoder, self.max_rows = decoder, max_rows
-        self._executor = OneThread(turns, "decoding")
-        self._batcher: Batcher[_Image, list[WrittenCaption]] = Batcher(self._write, self._executor, max_rows)
+        self._batcher: Batcher[_Image, list[WrittenCaption]] = Batcher(self._write, executor, max_rows)
         self._num_rows = 0
 
     async def write(
@@ -73,9 +69,6 @@ class LstmWriter:
     @property
     def num_unfinished(self) -> int:
         return self._batcher.num_unfinished
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=False)
 
     def _write(self, search: Any, images: Sequence[_Image]) -> list[list[WrittenCaption]]:
         rows_each = count_rows(search.decoding, search.num_captions)

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import re
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -140,8 +141,12 @@ def resident(load: Callable[[Weights], LoadedT], max_models: int) -> Callable[[s
     """
 
     async def load_key(key: str) -> LoadedT:
-        # Beside the thread that computes: requests for other models go on meanwhile.
-        return await asyncio.to_thread(load, Weights.from_key(key))
+        # Beside the thread that computes: requests for other models go on meanwhile. Torch's helpers end with it.
+        thread = ThreadPoolExecutor(1, "loading")
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, load, Weights.from_key(key))
+        finally:
+            thread.shutdown(wait=False)
 
     if in_replica():
         multiplexed: Callable[[str], Awaitable[LoadedT]] = serve.multiplexed(max_num_models_per_replica=max_models)(

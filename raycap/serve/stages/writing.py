@@ -33,6 +33,3 @@ class Writer(Protocol):
     @property
     def num_unfinished(self) -> int:
         """Requests that are being written or wait; any thread may ask."""
-
-    def close(self) -> None:
-        """Let its thread end when nothing is left to do."""

@@ -40,7 +40,7 @@ def routing(models):
 def captioner_of(telemetry, options=CaptionerOptions(batch_size=4)):  # noqa: B008 - frozen
     executor = ThreadPoolExecutor(1)
     refiner = Refiner(Encoder(options, executor, telemetry), options, executor, telemetry)
-    return Decoder(refiner, options, telemetry)
+    return Decoder(refiner, options, ThreadPoolExecutor(1), telemetry)
 
 
 def post(telemetry, routing, files, headers=None):

@@ -1,0 +1,48 @@
+"""The threads that compute: each has torch's helpers of its own, and nobody else in the process has any.
+
+Helpers that idle are not free: where OpenMP counts more threads than cores, it stops waiting actively at the end of
+each product, of which a token has hundreds (libgomp, GOMP_SPINCOUNT).
+"""
+
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from raycap.checkpoint.captioner import CaptionerShape
+
+# Between BLIP's smallest trained here (256) and BLIP-base (768).
+_WIDE = 512
+
+
+def compute_thread(name: str, num_threads: int | None = None) -> ThreadPoolExecutor:
+    """One thread, in which one thing is computed after another, in the order in which it was asked for.
+
+    Args:
+        name: of the thread.
+        num_threads: torch's in it; by default torch's own choice.
+    """
+    if num_threads is None:
+        return ThreadPoolExecutor(1, name)
+    return ThreadPoolExecutor(1, name, torch.set_num_threads, (num_threads,))
+
+
+def compute_elsewhere() -> None:
+    """The thread that calls this has no helpers, whatever others have."""
+    torch.set_num_threads(1)
+    torch.get_num_threads()  # what was set is a thread's own when it first asks; until then it is the last one's
+
+
+def cpu_threads(shapes: Iterable[CaptionerShape]) -> int:
+    """Cores for each thread that computes, where no GPU does and encoder and decoder are in one process.
+
+    Narrow models get half of them each and compute at once. Of wide ones, single products keep all cores busy.
+    """
+    wide = any(shape.embed_dim >= _WIDE for shape in shapes)
+    return num_cores() if wide else max(1, num_cores() // 2)
+
+
+def num_cores() -> int:
+    """Of the machine."""
+    return os.cpu_count() or 1

@@ -1,0 +1,42 @@
+"""What a process does with freed memory."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from raycap.hardware import KEEP_FREED_MEMORY
+
+# Prints how many pages the system had to map while as much memory was needed and freed again and again.
+NEEDED_AGAIN_AND_AGAIN = """
+import resource, threading
+import torch
+from raycap.hardware import inference_device
+{before}
+def need(times):
+    for _ in range(times):
+        torch.ones(2**23)
+def count():
+    need(10)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    need(10)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+{count}
+"""
+IN_A_THREAD = "thread = threading.Thread(target=count); thread.start(); thread.join()"
+PAGES = 10 * 2**25 // os.sysconf("SC_PAGE_SIZE")
+
+
+def mapped_pages(before="", count="count()", env=None):
+    code = NEEDED_AGAIN_AND_AGAIN.format(before=before, count=count)
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""} | (env or {})
+    return int(subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="freed memory is kept with glibc only")
+def test_memory_that_is_needed_again_is_not_mapped_again():
+    assert mapped_pages() > PAGES // 2, "it must be mapped again otherwise for this to show anything"
+    assert mapped_pages(before="inference_device()") < PAGES // 100
+    assert mapped_pages(count=IN_A_THREAD, env=KEEP_FREED_MEMORY) < PAGES // 100
