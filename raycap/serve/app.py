@@ -10,12 +10,15 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
+from raycap.checkpoint.captioner import CaptionerShape
 from raycap.checkpoint.pretrained import load_clip
 from raycap.checkpoint.refiner import load_rbm_refiner, load_refiner
 from raycap.errors import UserError
-from raycap.serve.config import CaptionArgs, Cpu, DeploymentOptions, Disaggregated, ServeArgsError
+from raycap.hardware import KEEP_FREED_MEMORY
+from raycap.serve.config import CaptionArgs, ComputeOptions, Cpu, DeploymentOptions, Disaggregated, ServeArgsError
 from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment
 from raycap.serve.ingress import CaptionIngress, CaptionServer
+from raycap.serve.stages.threads import are_wide
 from raycap.serve.stages.weights import ServedModel
 
 _SHUTDOWN_MARGIN_SECONDS = 5.0
@@ -29,9 +32,10 @@ def build(args: CaptionArgs) -> Application:
     """
     # Replicas may have another working directory, or none of these files: on more than one machine give s3://.
     routing = args.routing
+    shapes = []
     for name, model in routing.models.items():
         try:
-            _look_at(model)
+            shapes.append(_look_at(model))
         except UserError as error:
             raise ServeArgsError(f"args.models.{name}.{error}") from None
     if args.tracing is not None:
@@ -42,11 +46,15 @@ def build(args: CaptionArgs) -> Application:
     if args.keys is not None:
         args = args.model_copy(update={"keys": args.keys.absolute()})
     user_config = routing.model_dump(mode="json")
+    # Narrow models would only wait for the one arena that all threads then share.
+    keep_memory = are_wide(shapes)
 
     def deploy(name: str, kind: Callable[..., Any], options: DeploymentOptions, *arguments: Any) -> Application:
         # A replica that Serve replaces first answers what it has, which may take as long as a request may.
         patience = args.limits.request_seconds + _SHUTDOWN_MARGIN_SECONDS
         for_serve = options.for_serve() | {"user_config": user_config, "graceful_shutdown_timeout_s": patience}
+        if keep_memory and isinstance(options, ComputeOptions) and not options.num_gpus:
+            for_serve["ray_actor_options"]["runtime_env"] = {"env_vars": KEEP_FREED_MEMORY}
         deployment = serve.deployment(name=name, **for_serve)(kind)
         return deployment.bind(*arguments)
 
@@ -67,11 +75,12 @@ def build(args: CaptionArgs) -> Application:
     return deploy("ingress", CaptionIngress, args.ingress, args, captioner)
 
 
-def _look_at(model: ServedModel) -> None:
-    model.read_shape()
+def _look_at(model: ServedModel) -> CaptionerShape:
+    shape = model.read_shape()
     if model.rbm is not None:
         load_refiner(model.rbm)
     if model.rerank is not None and model.rerank.rbm is not None:
         load_rbm_refiner(model.rerank.rbm, field="rerank.rbm")
     if model.rerank is not None and model.rerank.clip is not None:
         load_clip(model.rerank.clip, "rerank.clip")
+    return shape

@@ -7,7 +7,6 @@ from ray.serve.exceptions import RayServeException
 
 from raycap.config import Config, error_lines
 from raycap.errors import UserError
-from raycap.hardware import KEEP_FREED_MEMORY
 from raycap.serve.guard.fetch import UrlFetch
 from raycap.serve.guard.keys import Keys
 from raycap.serve.guard.limits import Limits
@@ -126,13 +125,6 @@ class ComputeOptions(DeploymentOptions):
     max_models: int = Field(default=2, ge=1)
     """Models held by each replica at once; the least recently used makes room. A change from one model to
     another needs room for both."""
-
-    def for_serve(self) -> dict[str, Any]:
-        """Keyword arguments of ``Deployment.options``."""
-        options = super().for_serve()
-        if self.num_gpus == 0:
-            options["ray_actor_options"]["runtime_env"] = {"env_vars": KEEP_FREED_MEMORY}
-        return options
 
 
 class BatchedOptions(ComputeOptions):

@@ -67,6 +67,19 @@ def test_the_stages_keep_their_share_of_a_gpu(args):
     assert found["decoder"].ray_actor_options["num_gpus"] == 0.4
 
 
+@pytest.mark.parametrize("kind", ["disaggregated", "fused", "cpu"])
+def test_replicas_of_wide_models_keep_memory_where_no_gpu_computes(args, kind, monkeypatch):
+    def keeping(shape):
+        found = deployments(build(args(shape=shape)))
+        return {name for name, each in found.items() if "runtime_env" in each.ray_actor_options}
+
+    assert not keeping({"kind": kind}), "of narrow ones"
+    monkeypatch.setattr("raycap.serve.stages.threads._WIDE", 1)
+    stages = {"disaggregated": {"encoder", "refiner", "decoder"}, "fused": {"captioner"}, "cpu": {"ingress"}}
+    assert keeping({"kind": kind}) == stages[kind]
+    assert keeping({"kind": "disaggregated", "encoder": {"num_gpus": 0.5}}) == {"refiner", "decoder"}
+
+
 def test_every_stage_knows_where_traces_go(args):
     tracing = Tracing(endpoint="http://collector:4318/v1/traces")
     for kind, stages in (("disaggregated", {"decoder", "refiner", "encoder"}), ("fused", {"captioner"})):

@@ -12,7 +12,7 @@ import torch
 
 from raycap.checkpoint.captioner import CaptionerShape
 
-# Between BLIP's smallest trained here (256) and BLIP-base (768).
+# Of embeddings: between the small BLIP of the README (256) and BLIP-base (768).
 _WIDE = 512
 
 
@@ -39,8 +39,12 @@ def cpu_threads(shapes: Iterable[CaptionerShape]) -> int:
 
     Narrow models get half of them each and compute at once. Of wide ones, single products keep all cores busy.
     """
-    wide = any(shape.embed_dim >= _WIDE for shape in shapes)
-    return num_cores() if wide else max(1, num_cores() // 2)
+    return num_cores() if are_wide(shapes) else max(1, num_cores() // 2)
+
+
+def are_wide(shapes: Iterable[CaptionerShape]) -> bool:
+    """Whether single products of any of them keep all cores of a machine busy."""
+    return any(shape.embed_dim >= _WIDE for shape in shapes)
 
 
 def num_cores() -> int:
