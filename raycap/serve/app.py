@@ -15,7 +15,15 @@ from raycap.checkpoint.pretrained import load_clip
 from raycap.checkpoint.refiner import load_rbm_refiner, load_refiner
 from raycap.errors import UserError
 from raycap.hardware import KEEP_FREED_MEMORY
-from raycap.serve.config import CaptionArgs, ComputeOptions, Cpu, DeploymentOptions, Disaggregated, ServeArgsError
+from raycap.serve.config import (
+    BatchedOptions,
+    CaptionArgs,
+    ComputeOptions,
+    Cpu,
+    DeploymentOptions,
+    Disaggregated,
+    ServeArgsError,
+)
 from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment
 from raycap.serve.ingress import CaptionIngress, CaptionServer
 from raycap.serve.stages.threads import are_wide
@@ -63,13 +71,14 @@ def build(args: CaptionArgs) -> Application:
         return deploy("ingress", CaptionServer, args.deployments()["ingress"], args)
     if isinstance(shape, Disaggregated):
         encoder = deploy("encoder", EncoderDeployment, shape.encoder, shape.encoder, args.tracing)
-        source, batch_size = encoder, shape.encoder.batch_size
+        source: Application = encoder
+        of_source: BatchedOptions = shape.encoder
         if shape.refiner is not None:
             refiner = deploy(
-                "refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder, batch_size, args.tracing
+                "refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder, shape.encoder, args.tracing
             )
-            source, batch_size = refiner, shape.refiner.batch_size
-        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, source, batch_size, args.tracing)
+            source, of_source = refiner, shape.refiner
+        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, source, of_source, args.tracing)
     else:
         captioner = deploy("captioner", CaptionerDeployment, shape.captioner, shape.captioner, args.tracing)
     return deploy("ingress", CaptionIngress, args.ingress, args, captioner)

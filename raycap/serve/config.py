@@ -81,6 +81,11 @@ class DeploymentOptions(Config):
         return self
 
     @property
+    def most_replicas(self) -> int:
+        """That there may be."""
+        return self.max_replicas or self.num_replicas
+
+    @property
     def max_requests(self) -> int:
         """At one replica and one caller of it together."""
         return self.max_ongoing_requests + self.max_queued_requests

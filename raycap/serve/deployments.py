@@ -11,7 +11,14 @@ from ray.serve.handle import DeploymentHandle
 
 from raycap.errors import UserError
 from raycap.serve.autoscaling import OWN_WORK
-from raycap.serve.config import CaptionerOptions, ComputeOptions, DecoderOptions, EncoderOptions, RefinerOptions
+from raycap.serve.config import (
+    BatchedOptions,
+    CaptionerOptions,
+    ComputeOptions,
+    DecoderOptions,
+    EncoderOptions,
+    RefinerOptions,
+)
 from raycap.serve.errors import Overloaded
 from raycap.serve.stages.captioning import Decoder
 from raycap.serve.stages.embedding import Encoder, Refiner
@@ -93,10 +100,14 @@ class RefinerDeployment(_Source):
     """Pixels to refined image embeddings, with the encoder's help."""
 
     def __init__(
-        self, options: RefinerOptions, encoder: DeploymentHandle, batch_size: int, tracing: Tracing | None = None
+        self,
+        options: RefinerOptions,
+        encoder: DeploymentHandle,
+        of_encoder: BatchedOptions,
+        tracing: Tracing | None = None,
     ) -> None:
         super().__init__(options, tracing)
-        source = RemoteSource(encoder, batch_size)
+        source = RemoteSource(encoder, of_encoder)
         computes = compute_thread("refining", options.torch_threads)
         self.stage = Refiner(source, options, computes, self.telemetry, to_cpu=True)
 
@@ -121,11 +132,15 @@ class DecoderDeployment(_Captioner):
     """Pixels to captions, with the help of what gives embeddings: the refiner, or the encoder where there is none."""
 
     def __init__(
-        self, options: DecoderOptions, source: DeploymentHandle, batch_size: int, tracing: Tracing | None = None
+        self,
+        options: DecoderOptions,
+        source: DeploymentHandle,
+        of_source: BatchedOptions,
+        tracing: Tracing | None = None,
     ) -> None:
         super().__init__(options, tracing)
         computes = compute_thread("decoding", options.torch_threads)
-        self.stage = Decoder(RemoteSource(source, batch_size), options, computes, self.telemetry)
+        self.stage = Decoder(RemoteSource(source, of_source), options, computes, self.telemetry)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""

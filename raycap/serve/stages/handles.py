@@ -12,6 +12,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from raycap.serve.config import BatchedOptions
 from raycap.serve.errors import Overloaded
 from raycap.serve.stages.parcels import Parcels
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
@@ -70,12 +71,12 @@ class RemoteSource(_Stage):
 
     Args:
         handle: of a deployment whose call takes several tasks of one model.
-        batch_size: that it computes together.
+        options: of that deployment.
     """
 
-    def __init__(self, handle: DeploymentHandle, batch_size: int) -> None:
+    def __init__(self, handle: DeploymentHandle, options: BatchedOptions) -> None:
         super().__init__(handle)
-        self._parcels: Parcels[ImageTask, Encoded] = Parcels(self._send, batch_size)
+        self._parcels: Parcels[ImageTask, Encoded] = Parcels(self._send, options.batch_size, options.most_replicas)
 
     async def __call__(self, task: ImageTask) -> Encoded:
         return await self._parcels(task, task.weights)

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import functools
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic
@@ -13,21 +12,24 @@ from raycap.serve.stages.batching import InputT, OutputT, Waiting, take
 class Parcels(Generic[InputT, OutputT]):
     """One item's view of a call with many.
 
-    While little is on its way an item goes at once, with those that came in the same moment. What comes when two
-    parcels' worth is on its way would wait there: it waits here for company, until a parcel is full or another is back.
+    While few parcels are away an item goes at once, with those that came in the same moment. What comes later would
+    wait there: it waits here for company, until a parcel is full or another is back (as RFC 896 does with bytes).
 
     Args:
         send: from a group and its items to as many results, or the errors in their place. It is cancelled when nobody
             waits for any of them.
         size: most items in a parcel: as many as are computed together there.
+        num_away: parcels that need not be full: as many as are computed at once there.
     """
 
     def __init__(
-        self, send: Callable[[Hashable, list[InputT]], Awaitable[Sequence[OutputT | Exception]]], size: int
+        self,
+        send: Callable[[Hashable, list[InputT]], Awaitable[Sequence[OutputT | Exception]]],
+        size: int,
+        num_away: int = 1,
     ) -> None:
-        self.send, self.size = send, size
+        self.send, self.size, self.num_away = send, size, num_away
         self._waiting: deque[Waiting[InputT, OutputT]] = deque()
-        self._num_sent = 0
         self._sending: set[asyncio.Task[None]] = set()
         self._will_pack = False
 
@@ -43,18 +45,16 @@ class Parcels(Generic[InputT, OutputT]):
 
     def _pack(self) -> None:
         self._will_pack = False
-        while self._waiting and (self._num_sent < 2 * self.size or len(self._waiting) >= self.size):
+        while self._waiting and (len(self._sending) < self.num_away or len(self._waiting) >= self.size):
             parcel = take(self._waiting, self.size)
             if parcel:
                 # In a context of its own: Serve would cancel it with the request in whose context it began.
                 sending = asyncio.get_running_loop().create_task(self._send(parcel), context=contextvars.Context())
                 self._sending.add(sending)
-                self._num_sent += len(parcel)
-                sending.add_done_callback(functools.partial(self._unpack, len(parcel)))
+                sending.add_done_callback(self._unpack)
 
-    def _unpack(self, num_items: int, sending: asyncio.Task[None]) -> None:
+    def _unpack(self, sending: asyncio.Task[None]) -> None:
         self._sending.discard(sending)
-        self._num_sent -= num_items
         self._pack()
 
     async def _send(self, parcel: list[Waiting[InputT, OutputT]]) -> None:

@@ -48,12 +48,12 @@ def test_what_comes_in_one_moment_travels_together_by_group_and_size():
     assert sent == [(0, [0, 2, 4]), (1, [1, 3, 5]), (0, [6]), (1, [7])]
 
 
-def test_behind_two_parcels_items_wait_for_company_or_for_one_to_be_back():
+def test_behind_as_many_as_are_computed_items_wait_for_company_or_for_one_to_be_back():
     async def run():
         other = Other()
-        parcels = Parcels(other, size=2)
+        parcels = Parcels(other, size=2, num_away=4)
         asking = []
-        for item in range(4):  # one by one: each goes alone, as long as little is on its way
+        for item in range(4):  # one by one: each goes alone, as long as few are away
             asking.append(asyncio.create_task(parcels(item)))
             await moment()
         asking.append(asyncio.create_task(parcels(4)))
