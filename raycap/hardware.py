@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from enum import StrEnum
 
 import torch
@@ -56,6 +57,11 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter, value in ((-1, _KEPT_BYTES), (-2, _GROWTH_BYTES), (-4, 0), (-8, 1)):
             mallopt(parameter, value)
+
+
+def num_cores() -> int:
+    """Those this process may run on; where a system does not tell them, the machine's."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_native_bf16(device: torch.device) -> bool:

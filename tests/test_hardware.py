@@ -1,4 +1,4 @@
-"""What a process does with freed memory."""
+"""Cores, and what a process does with freed memory."""
 
 import os
 import platform
@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from raycap.hardware import KEEP_FREED_MEMORY
+from raycap.hardware import KEEP_FREED_MEMORY, num_cores
 
 # Prints how many pages the system had to map while as much memory was needed and freed again and again.
 NEEDED_AGAIN_AND_AGAIN = """
@@ -40,3 +40,9 @@ def test_memory_that_is_needed_again_is_not_mapped_again():
     assert mapped_pages() > PAGES // 2, "it must be mapped again otherwise for this to show anything"
     assert mapped_pages(before="inference_device()") < PAGES // 100
     assert mapped_pages(count=IN_A_THREAD, env=KEEP_FREED_MEMORY) < PAGES // 100
+
+
+def test_without_affinity_the_machines_cores_are_counted(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert num_cores() == 3

@@ -7,7 +7,6 @@ A user's error goes along as a row's ``error``: Ray would hide its type and its 
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStr
 from raycap.cluster import connect, hidden_gpus, quiet, require
 from raycap.data.rows import Chunk, decode_images, read_chunk
 from raycap.errors import UserError
+from raycap.hardware import num_cores
 from raycap.job import JobConfig
 
 _READER_CPUS = 0.5
@@ -132,4 +132,4 @@ def decode_span(row: dict[str, Any], image_size: int) -> tuple[list[str], np.nda
 
 def usable_threads(torch_threads: int) -> int:
     """At most as many as this machine has cores; Ray's OMP_NUM_THREADS says nothing of the cores."""
-    return min(torch_threads, len(os.sched_getaffinity(0)))
+    return min(torch_threads, num_cores())

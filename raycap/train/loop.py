@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import random
 import tempfile
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from raycap import cluster, storage
+from raycap.hardware import num_cores
 from raycap.progress import Progress, say
 from raycap.train.config import AdamW, DeepSpeed, InPlace, TrainConfig
 from raycap.train.host import Host, RayTrainHost
@@ -84,7 +84,7 @@ class Worker:
         self.config, self.recipe, self.host, self._measure = config, recipe, host, measure
         cluster.quiet()
         self.rank, self.num_workers, self.device = host.rank, host.num_workers, host.device
-        torch.set_num_threads(config.torch_threads or max(1, (os.cpu_count() or 1) // host.local_workers))
+        torch.set_num_threads(config.torch_threads or max(1, num_cores() // host.local_workers))
         _seed_everything(config.seed)
         self.share = _share(config, self.rank, self.num_workers)
         first_sample = self.share.parts.start * self.share.samples_per_part

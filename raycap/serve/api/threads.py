@@ -1,10 +1,11 @@
 """Work of requests that takes long, beside the event loop."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from raycap.hardware import num_cores
 
 ResultT = TypeVar("ResultT")
 
@@ -19,7 +20,7 @@ class Threads:
     """So many threads, and no more work at once: what asyncio's own would take, others' short work would wait for."""
 
     def __init__(self) -> None:
-        num_threads = min(_num_cores() + _SPARE_THREADS, _MAX_THREADS)
+        num_threads = min(num_cores() + _SPARE_THREADS, _MAX_THREADS)
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="raycap-images")
         self._free = asyncio.Semaphore(num_threads)
 
@@ -43,8 +44,3 @@ class Threads:
 
         working.add_done_callback(release)
         return await asyncio.wait_for(asyncio.wrap_future(working), seconds)
-
-
-def _num_cores() -> int:
-    """Those this process may run on; where a system does not tell them, the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

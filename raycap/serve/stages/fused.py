@@ -2,10 +2,11 @@
 
 from concurrent.futures import Executor
 
+from raycap.hardware import num_cores
 from raycap.serve.config import CaptionerOptions
 from raycap.serve.stages.captioning import Decoder
 from raycap.serve.stages.embedding import Encoder, Refiner
-from raycap.serve.stages.threads import compute_thread, num_cores
+from raycap.serve.stages.threads import compute_thread
 from raycap.serve.telemetry.telemetry import Telemetry
 
 

@@ -4,13 +4,13 @@ Helpers that idle are not free: where OpenMP counts more threads than cores, it 
 each product, of which a token has hundreds (libgomp, GOMP_SPINCOUNT).
 """
 
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from raycap.checkpoint.captioner import CaptionerShape
+from raycap.hardware import num_cores
 
 # Of embeddings: between the small BLIP of the README (256) and BLIP-base (768).
 _WIDE = 512
@@ -45,8 +45,3 @@ def cpu_threads(shapes: Iterable[CaptionerShape]) -> int:
 def are_wide(shapes: Iterable[CaptionerShape]) -> bool:
     """Whether single products of any of them keep all cores of a machine busy."""
     return any(shape.embed_dim >= _WIDE for shape in shapes)
-
-
-def num_cores() -> int:
-    """Of the machine."""
-    return os.cpu_count() or 1
