@@ -27,14 +27,6 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def inference_device() -> torch.device:
-    """As :func:`default_device`, for models that only infer: on a CPU, the process keeps freed memory from now on."""
-    device = default_device()
-    if device.type == "cpu":
-        _keep_freed_memory()
-    return device
-
-
 _KEPT_BYTES = 2**31 - 1
 _GROWTH_BYTES = 64 * 2**20
 
@@ -51,8 +43,13 @@ the next product: with BLIP-base, in batches, a sixth of the CPU's time. Other a
 
 
 @functools.cache
-def _keep_freed_memory() -> None:
-    """The same in a process that has begun; threads that hold memory already keep their own ways."""
+def keep_freed_memory() -> None:
+    """The same in a process that has begun, if no GPU computes; threads that hold memory already keep their own ways.
+
+    For processes that only infer, with batches of one size after another.
+    """
+    if default_device().type != "cpu":
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in ((-1, _KEPT_BYTES), (-2, _GROWTH_BYTES), (-4, 0), (-8, 1)):

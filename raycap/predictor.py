@@ -20,7 +20,7 @@ from raycap.config import Config
 from raycap.data.images import resize_image
 from raycap.data.text import encode_captions
 from raycap.errors import UserError
-from raycap.hardware import Precision, default_device, inference_device
+from raycap.hardware import Precision, default_device, keep_freed_memory
 from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.clip import ClipImageEncoder
 from raycap.models.decoding import Decoding
@@ -50,7 +50,7 @@ class EncoderStage:
 
     def __init__(self, encoder: ImageEncoder, name: str, precision: Precision = Precision.FP32) -> None:
         self.id = EncoderId(name, encoder_fingerprint(encoder))
-        self.device = inference_device()
+        self.device = default_device()
         self.encoder = encoder.to(self.device, precision.dtype(self.device))
 
     @classmethod
@@ -77,7 +77,7 @@ class RefinerStage:
     """
 
     def __init__(self, rbm: str, encoder: EncoderId | None = None) -> None:
-        self.device = inference_device()
+        self.device = default_device()
         self.refiner: Refiner = load_refiner(rbm, encoder).to(self.device)
 
     def __call__(self, image_embeds: torch.Tensor, refinement: Refinement) -> torch.Tensor:
@@ -102,7 +102,7 @@ class DecoderStage:
     """
 
     def __init__(self, decoder: CaptionDecoder, precision: Precision = Precision.FP32) -> None:
-        self.device = inference_device()
+        self.device = default_device()
         self.dtype = precision.dtype(self.device)
         self.decoder = decoder.to(self.device, self.dtype)
 
@@ -171,6 +171,7 @@ class CaptionPredictor:
         reranker: Reranker | None = None,
         clip: ClipImageEncoder | None = None,
     ) -> None:
+        keep_freed_memory()
         self.encoder, self.refiner, self.decoder = encoder, refiner, decoder
         self.reranker, self.clip = reranker, clip
 

@@ -20,7 +20,7 @@ from raycap.config import Config
 from raycap.data.features import write_features
 from raycap.data.rows import Chunk, read_chunk
 from raycap.errors import UserError
-from raycap.hardware import Precision
+from raycap.hardware import Precision, keep_freed_memory
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder
 from raycap.models.resnet_regions import ResNetRegions
 from raycap.predictor import DecoderStage, EncoderStage
@@ -120,6 +120,7 @@ class EncodeChunk:
     def _load(
         self, model: str, fingerprint: str, precision: Precision, with_captions: bool, regions: RegionsView | None
     ) -> None:
+        keep_freed_memory()
         encoder, decoder, owner = load_embedder(model, with_captions, regions)
         if owner.fingerprint != fingerprint:
             raise ValueError(f"model = {model}: not the model that the job began with; leave it alone meanwhile")
