@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import TypeVar
 
 import torch
@@ -19,6 +20,9 @@ from raycap.models.continuous_decoding import ContinuousDecoder, DecodingRequest
 from raycap.models.decoding import Decoding
 
 ResultT = TypeVar("ResultT")
+
+# Of the time that others had. With all of it, loops that wait for one another would keep the longest turn of any.
+_SHARE = 0.9
 
 
 @dataclass
@@ -40,7 +44,7 @@ class DecodingLoop:
     Args:
         decoder: not used by anyone else meanwhile.
         max_rows: captions being written at once; each beam counts as one.
-        executor: one thread that computes. Between any two tokens it does what others have asked of it meanwhile.
+        executor: one thread that computes. If others ask things of it, tokens get about as much of its time as they.
     """
 
     def __init__(self, decoder: BlipCaptionDecoder, max_rows: int, executor: Executor) -> None:
@@ -126,9 +130,22 @@ class DecodingLoop:
             if self._is_at_work:
                 return
             self._is_at_work = True
-        self._executor.submit(self._turn)
+        self._executor.submit(self._turn, perf_counter())
 
-    def _turn(self) -> None:
+    def _turn(self, asked: float) -> None:
+        """Tokens for about as long as others had the thread since it was asked for, at least one."""
+        began = token_began = perf_counter()
+        until = began + _SHARE * (began - asked)
+        while self._goes_on():
+            now = perf_counter()
+            # One more, as long as the last, would take too long.
+            if 2 * now - token_began > until:
+                self._executor.submit(self._turn, now)
+                return
+            token_began = now
+
+    def _goes_on(self) -> bool:
+        """A token for each; whether there is more to do."""
         try:
             while not self._inbox.empty():
                 self._inbox.get()()
@@ -143,8 +160,7 @@ class DecodingLoop:
                 _fail(request, error)
         with self._lock:
             self._is_at_work = bool(self._active or self._waiting) or not self._inbox.empty()
-            if self._is_at_work:
-                self._executor.submit(self._turn)
+            return self._is_at_work
 
     def _admit(self) -> None:
         joining: list[_Request] = []
