@@ -16,7 +16,6 @@ from raycap.checkpoint.refiner import load_rbm_refiner, load_refiner
 from raycap.errors import UserError
 from raycap.hardware import KEEP_FREED_MEMORY
 from raycap.serve.config import (
-    BatchedOptions,
     CaptionArgs,
     ComputeOptions,
     Cpu,
@@ -26,6 +25,7 @@ from raycap.serve.config import (
 )
 from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment
 from raycap.serve.ingress import CaptionIngress, CaptionServer
+from raycap.serve.stages.handles import MESSAGE_BYTES
 from raycap.serve.stages.threads import are_wide
 from raycap.serve.stages.weights import ServedModel
 
@@ -44,6 +44,8 @@ def build(args: CaptionArgs) -> Application:
     for name, model in routing.models.items():
         try:
             shapes.append(_look_at(model))
+            if not isinstance(args.shape, Cpu):
+                _require_room_in_messages(model, shapes[-1])
         except UserError as error:
             raise ServeArgsError(f"args.models.{name}.{error}") from None
     if args.tracing is not None:
@@ -70,15 +72,13 @@ def build(args: CaptionArgs) -> Application:
     if isinstance(shape, Cpu):
         return deploy("ingress", CaptionServer, args.deployments()["ingress"], args)
     if isinstance(shape, Disaggregated):
-        encoder = deploy("encoder", EncoderDeployment, shape.encoder, shape.encoder, args.tracing)
-        source: Application = encoder
-        of_source: BatchedOptions = shape.encoder
+        source = deploy("encoder", EncoderDeployment, shape.encoder, shape.encoder, args.tracing)
+        parcels = (shape.encoder.batch_size, shape.encoder.most_replicas)
         if shape.refiner is not None:
-            refiner = deploy(
-                "refiner", RefinerDeployment, shape.refiner, shape.refiner, encoder, shape.encoder, args.tracing
-            )
-            source, of_source = refiner, shape.refiner
-        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, source, of_source, args.tracing)
+            source = deploy("refiner", RefinerDeployment, shape.refiner, shape.refiner, source, *parcels, args.tracing)
+            # Of what is asked of the refiner, the encoder's replicas compute the most.
+            parcels = (shape.refiner.batch_size, max(shape.refiner.most_replicas, shape.encoder.most_replicas))
+        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, source, *parcels, args.tracing)
     else:
         captioner = deploy("captioner", CaptionerDeployment, shape.captioner, shape.captioner, args.tracing)
     return deploy("ingress", CaptionIngress, args.ingress, args, captioner)
@@ -93,3 +93,14 @@ def _look_at(model: ServedModel) -> CaptionerShape:
     if model.rerank is not None and model.rerank.clip is not None:
         load_clip(model.rerank.clip, "rerank.clip")
     return shape
+
+
+def _require_room_in_messages(model: ServedModel, shape: CaptionerShape) -> None:
+    # An answer may hold an image's embeddings before and after the RBM.
+    most = max(3 * shape.image_size**2, 2 * 2 * shape.num_tokens * shape.embed_dim)
+    if most > MESSAGE_BYTES:
+        raise UserError(
+            f"model = {model.model}: an image, or its embeddings before and after the RBM, has {most:,} bytes; a "
+            f"message between deployments holds {MESSAGE_BYTES:,}; set RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH={2 * most} "
+            "in the environment of Ray and of this program, or give shape.kind: cpu"
+        )

@@ -125,7 +125,9 @@ class ComputeOptions(DeploymentOptions):
     """Of a deployment that holds models."""
 
     torch_threads: int | None = Field(default=None, ge=1)
-    """CPU threads of each replica; by default Ray allows one for each whole CPU reserved, at least one."""
+    """CPU threads of torch in each thread that computes; by default, in `cpu` as many as suit the model, else what
+    Ray allows: one for each whole CPU reserved, at least one. Without a GPU, encoder and decoder in one replica take
+    turns if both together would need more cores than there are, and compute at once otherwise."""
 
     max_models: int = Field(default=2, ge=1)
     """Models held by each replica at once; the least recently used makes room. A change from one model to

@@ -12,7 +12,6 @@ from ray.serve.handle import DeploymentHandle
 from raycap.errors import UserError
 from raycap.serve.autoscaling import OWN_WORK
 from raycap.serve.config import (
-    BatchedOptions,
     CaptionerOptions,
     ComputeOptions,
     DecoderOptions,
@@ -25,7 +24,7 @@ from raycap.serve.stages.embedding import Encoder, Refiner
 from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.handles import RemoteSource
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
-from raycap.serve.stages.threads import compute_thread
+from raycap.serve.stages.threads import compute_elsewhere, compute_thread
 from raycap.serve.stages.weights import Routing
 from raycap.serve.telemetry.telemetry import Telemetry
 from raycap.serve.telemetry.tracing import Tracing
@@ -46,6 +45,8 @@ class _Deployment:
         if options.num_gpus == 0:
             # Ray leaves a GPU visible to those that reserved none of it.
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        self.num_threads = options.torch_threads or torch.get_num_threads()
+        compute_elsewhere()
         self.telemetry = Telemetry.of_replica(tracing)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -93,7 +94,7 @@ class EncoderDeployment(_Source):
 
     def __init__(self, options: EncoderOptions, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = Encoder(options, compute_thread("encoding", options.torch_threads), self.telemetry, to_cpu=True)
+        self.stage = Encoder(options, compute_thread("encoding", self.num_threads), self.telemetry, to_cpu=True)
 
 
 class RefinerDeployment(_Source):
@@ -103,12 +104,13 @@ class RefinerDeployment(_Source):
         self,
         options: RefinerOptions,
         encoder: DeploymentHandle,
-        of_encoder: BatchedOptions,
+        parcel_size: int,
+        num_parcels: int,
         tracing: Tracing | None = None,
     ) -> None:
         super().__init__(options, tracing)
-        source = RemoteSource(encoder, of_encoder)
-        computes = compute_thread("refining", options.torch_threads)
+        source = RemoteSource(encoder, parcel_size, num_parcels)
+        computes = compute_thread("refining", self.num_threads)
         self.stage = Refiner(source, options, computes, self.telemetry, to_cpu=True)
 
 
@@ -135,12 +137,13 @@ class DecoderDeployment(_Captioner):
         self,
         options: DecoderOptions,
         source: DeploymentHandle,
-        of_source: BatchedOptions,
+        parcel_size: int,
+        num_parcels: int,
         tracing: Tracing | None = None,
     ) -> None:
         super().__init__(options, tracing)
-        computes = compute_thread("decoding", options.torch_threads)
-        self.stage = Decoder(RemoteSource(source, of_source), options, computes, self.telemetry)
+        computes = compute_thread("decoding", self.num_threads)
+        self.stage = Decoder(RemoteSource(source, parcel_size, num_parcels), options, computes, self.telemetry)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
@@ -152,9 +155,7 @@ class CaptionerDeployment(_Captioner):
 
     def __init__(self, options: CaptionerOptions, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        encoding = compute_thread("encoding", options.torch_threads)
-        decoding = compute_thread("decoding", options.torch_threads)
-        self.stage = fused_stages(options, self.telemetry, encoding, decoding)
+        self.stage = fused_stages(options, self.telemetry, self.num_threads)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         for weights in _weights_of(user_config, self.stage.options):

@@ -24,7 +24,7 @@ from raycap.serve.guard.fetch import ImageFetcher
 from raycap.serve.guard.keys import KeyRing
 from raycap.serve.guard.rate_limit import RateLimiter
 from raycap.serve.stages.bounded import BoundedCaptioner
-from raycap.serve.stages.fused import fused_on_cpu
+from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.handles import RemoteCaptioner
 from raycap.serve.stages.pipeline import Captioner
 from raycap.serve.stages.threads import compute_elsewhere, cpu_threads
@@ -148,7 +148,7 @@ class CaptionServer(_Ingress):
         num_threads = options.torch_threads or cpu_threads(model.read_shape() for model in args.models.values())
 
         def stages(telemetry: Telemetry) -> Captioner:
-            captioner = fused_on_cpu(options, telemetry, num_threads)
+            captioner = fused_stages(options, telemetry, num_threads)
             return BoundedCaptioner(captioner, options.max_requests, options.retry_after_seconds)
 
         super().__init__(args, stages)

@@ -67,6 +67,27 @@ def test_the_stages_keep_their_share_of_a_gpu(args):
     assert found["decoder"].ray_actor_options["num_gpus"] == 0.4
 
 
+def test_parcels_are_as_many_as_the_replicas_that_compute_them(args):
+    shape = {
+        "kind": "disaggregated",
+        "encoder": {"batch_size": 32, "max_replicas": 4},
+        "refiner": {"batch_size": 8, "num_replicas": 2},
+    }
+    found = deployments(build(args(shape=shape)))
+    assert found["refiner"].init_args[2:4] == (32, 4)
+    assert found["decoder"].init_args[2:4] == (8, 4), "the encoder's replicas compute what the refiner asks for"
+
+
+def test_embeddings_that_no_message_holds_are_refused_where_they_would_travel(args, monkeypatch):
+    monkeypatch.setattr("raycap.serve.app.MESSAGE_BYTES", 3 * 32 * 32)
+    assert build(args(shape={"kind": "disaggregated"}))
+    monkeypatch.setattr("raycap.serve.app.MESSAGE_BYTES", 3 * 32 * 32 - 1)
+    assert build(args(shape={"kind": "cpu"}))
+    for kind in ("disaggregated", "fused"):
+        with pytest.raises(ServeArgsError, match=r"args\.models\.caption\.model = .*_GRPC_MAX_MESSAGE_LENGTH=6144 "):
+            build(args(shape={"kind": kind}))
+
+
 @pytest.mark.parametrize("kind", ["disaggregated", "fused", "cpu"])
 def test_replicas_of_wide_models_keep_memory_where_no_gpu_computes(args, kind, monkeypatch):
     def keeping(shape):

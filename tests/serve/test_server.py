@@ -16,9 +16,14 @@ import httpx
 import pytest
 import ray
 import yaml
+from ray import serve
 
+from raycap.checkpoint.pretrained import save_blip
+from raycap.data.text import train_wordpiece
 from raycap.errors import UserError
+from raycap.models.blip import BlipShape, build_blip
 from raycap.serve import server
+from raycap.serve.app import build
 from raycap.serve.config import CaptionArgs
 
 pytestmark = pytest.mark.integration
@@ -100,6 +105,25 @@ def test_a_second_application_is_refused_and_the_first_left_alone(models, url):
     with pytest.raises(UserError, match="Serve already runs in this cluster"):
         server.start(CaptionArgs.model_validate({"models": {"m": {"model": str(models / "demo/blip/model")}}}), port=0)
     assert httpx.get(f"{url}/healthz").status_code == 200
+
+
+def test_images_that_no_message_holds_together_are_all_captioned(files, url, tmp_path):
+    """Sixteen of 384 x 384 pixels are 7 MB, their embeddings 14 MB; Serve sends 4 MiB at once."""
+    tokenizer = train_wordpiece(["a red circle above a blue square"] * 2, 100)
+    shape = BlipShape(
+        image_size=384, patch_size=16, embed_dim=768, num_heads=12, num_vision_layers=1, num_text_layers=1
+    )
+    save_blip(tmp_path / "wide", *build_blip(shape, tokenizer))
+    model = {"model": str(tmp_path / "wide"), "decoding": {"max_new_tokens": 3}}
+    shape = {"kind": "disaggregated", "refiner": None, "encoder": {"cache_bytes": 0}}
+    values = {"models": {"wide": model}, "shape": shape, "caption_cache_bytes": 0}
+    serve.run(build(CaptionArgs.model_validate(values)), name="wide", route_prefix="/wide")
+    try:
+        with ThreadPoolExecutor(32) as clients:
+            answers = list(clients.map(lambda file: post_file(f"{url}/wide", file), files * 4))
+        assert [answer.status_code for answer in answers] == [200] * len(answers)
+    finally:
+        serve.delete("wide")
 
 
 @pytest.fixture

@@ -59,7 +59,8 @@ class Encoder:
 
     async def _cached_or_encoded(self, task: ImageTask, details: dict[str, Any]) -> Encoded:
         key = (task.weights, task.digest)
-        if task.digest:
+        may_come_again = bool(task.digest and self.options.cache_bytes)
+        if may_come_again:
             cached = self.cache.get(key)
             details["cache"] = "miss" if cached is None else "hit"
             self.telemetry.recorder.add(CACHE, cache="embeddings", result=details["cache"])
@@ -67,7 +68,7 @@ class Encoder:
                 return cached
         encoded = await self.batcher(task.pixels, await self.models(task.weights))
         details |= {"batch_size": encoded.batch_size, "model_version": encoded.versions["encoder"]}
-        if task.digest:
+        if may_come_again:
             # Of a batch's embeddings, which one tensor holds, only this image's are kept.
             kept = replace(encoded, image_embeds=encoded.image_embeds.clone(), seconds={"encode": 0.0})
             self.cache.put(key, kept, kept.image_embeds.nbytes)

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import grpc
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.serve._private.constants import RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from raycap.serve.config import BatchedOptions
 from raycap.serve.errors import Overloaded
 from raycap.serve.stages.parcels import Parcels
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
@@ -28,6 +28,10 @@ _BROKEN_OFF = (
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.INTERNAL,
 )
+MESSAGE_BYTES = RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH * 15 // 16
+"""Of arrays that one message between deployments may hold, by Serve's default nearly 4 MiB; the rest is for what
+describes them."""
+
 _MOST_HANDLES = 64
 _RETRY_SECONDS = (0.1, 0.4, 1.6)
 _UNAVAILABLE_RETRY_AFTER_SECONDS = 5.0
@@ -71,19 +75,30 @@ class RemoteSource(_Stage):
 
     Args:
         handle: of a deployment whose call takes several tasks of one model.
-        options: of that deployment.
+        parcel_size: tasks that it computes together.
+        num_parcels: that its replicas, and those behind it, compute at once.
     """
 
-    def __init__(self, handle: DeploymentHandle, options: BatchedOptions) -> None:
+    def __init__(self, handle: DeploymentHandle, parcel_size: int, num_parcels: int) -> None:
         super().__init__(handle)
-        self._parcels: Parcels[ImageTask, Encoded] = Parcels(self._send, options.batch_size, options.most_replicas)
+        self.parcel_size = parcel_size
+        self._parcels: Parcels[ImageTask, Encoded] = Parcels(self._send, self._size, num_parcels)
+        self._image_bytes: dict[Hashable, int] = {}
 
     async def __call__(self, task: ImageTask) -> Encoded:
         return await self._parcels(task, task.weights)
 
+    def _size(self, weights: Hashable) -> int:
+        """Images travel alone until one has come back, and says how much it is."""
+        image_bytes = self._image_bytes.get(weights, MESSAGE_BYTES)
+        return max(1, min(self.parcel_size, MESSAGE_BYTES // image_bytes))
+
     async def _send(self, weights: Hashable, tasks: list[ImageTask]) -> list[Encoded | Exception]:
-        encoded: list[Encoded | Exception] = await self._ask("__call__", str(weights), tasks)
-        return encoded
+        outcomes: list[Encoded | Exception] = await self._ask("__call__", str(weights), tasks)
+        for task, outcome in zip(tasks, outcomes, strict=True):
+            if isinstance(outcome, Encoded):
+                self._image_bytes[weights] = max(task.pixels.nbytes, outcome.image_embeds.nbytes)
+        return outcomes
 
 
 class RemoteCaptioner(_Stage):

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextvars
-from collections import deque
+import functools
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Generic
 
@@ -12,32 +13,33 @@ from raycap.serve.stages.batching import InputT, OutputT, Waiting, take
 class Parcels(Generic[InputT, OutputT]):
     """One item's view of a call with many.
 
-    While few parcels are away an item goes at once, with those that came in the same moment. What comes later would
-    wait there: it waits here for company, until a parcel is full or another is back (as RFC 896 does with bytes).
+    While few parcels of its group are away an item goes at once, with those that came in the same moment. What comes
+    later would wait there: it waits here for company, until a parcel is full or another is back (as RFC 896 does with
+    bytes).
 
     Args:
         send: from a group and its items to as many results, or the errors in their place. It is cancelled when nobody
             waits for any of them.
-        size: most items in a parcel: as many as are computed together there.
-        num_away: parcels that need not be full: as many as are computed at once there.
+        size: of a group, most items in a parcel: as many as are computed together there, and as one message may hold.
+        num_away: parcels of a group that need not be full: as many as are computed at once there.
     """
 
     def __init__(
         self,
         send: Callable[[Hashable, list[InputT]], Awaitable[Sequence[OutputT | Exception]]],
-        size: int,
+        size: Callable[[Hashable], int],
         num_away: int = 1,
     ) -> None:
         self.send, self.size, self.num_away = send, size, num_away
-        self._waiting: deque[Waiting[InputT, OutputT]] = deque()
-        self._sending: set[asyncio.Task[None]] = set()
+        self._waiting: defaultdict[Hashable, deque[Waiting[InputT, OutputT]]] = defaultdict(deque)
+        self._away: defaultdict[Hashable, set[asyncio.Task[None]]] = defaultdict(set)
         self._will_pack = False
 
     async def __call__(self, item: InputT, group: Hashable = None) -> OutputT:
         """What comes of an item; it travels with others of its group only."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[OutputT] = loop.create_future()
-        self._waiting.append(Waiting(group, item, result))
+        self._waiting[group].append(Waiting(group, item, result))
         if not self._will_pack:
             self._will_pack = True
             loop.call_soon(self._pack)
@@ -45,17 +47,26 @@ class Parcels(Generic[InputT, OutputT]):
 
     def _pack(self) -> None:
         self._will_pack = False
-        while self._waiting and (len(self._sending) < self.num_away or len(self._waiting) >= self.size):
-            parcel = take(self._waiting, self.size)
+        for group in list(self._waiting):
+            self._pack_group(group)
+
+    def _pack_group(self, group: Hashable) -> None:
+        waiting, away, size = self._waiting[group], self._away[group], self.size(group)
+        while waiting and (len(away) < self.num_away or len(waiting) >= size):
+            parcel = take(waiting, size)
             if parcel:
                 # In a context of its own: Serve would cancel it with the request in whose context it began.
                 sending = asyncio.get_running_loop().create_task(self._send(parcel), context=contextvars.Context())
-                self._sending.add(sending)
-                sending.add_done_callback(self._unpack)
+                away.add(sending)
+                sending.add_done_callback(functools.partial(self._unpack, group))
+        if not waiting:
+            del self._waiting[group]
+        if not away:
+            del self._away[group]
 
-    def _unpack(self, sending: asyncio.Task[None]) -> None:
-        self._sending.discard(sending)
-        self._pack()
+    def _unpack(self, group: Hashable, sending: asyncio.Task[None]) -> None:
+        self._away[group].discard(sending)
+        self._pack_group(group)
 
     async def _send(self, parcel: list[Waiting[InputT, OutputT]]) -> None:
         sending = asyncio.current_task()

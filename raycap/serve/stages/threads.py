@@ -16,21 +16,23 @@ from raycap.hardware import num_cores
 _WIDE = 512
 
 
-def compute_thread(name: str, num_threads: int | None = None) -> ThreadPoolExecutor:
+def compute_thread(name: str, num_threads: int) -> ThreadPoolExecutor:
     """One thread, in which one thing is computed after another, in the order in which it was asked for.
 
     Args:
         name: of the thread.
-        num_threads: torch's in it; by default torch's own choice.
+        num_threads: torch's in it.
     """
-    if num_threads is None:
-        return ThreadPoolExecutor(1, name)
-    return ThreadPoolExecutor(1, name, torch.set_num_threads, (num_threads,))
+    return ThreadPoolExecutor(1, name, _compute_with, (num_threads,))
 
 
 def compute_elsewhere() -> None:
     """The thread that calls this has no helpers, whatever others have."""
-    torch.set_num_threads(1)
+    _compute_with(1)
+
+
+def _compute_with(num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
     torch.get_num_threads()  # what was set is a thread's own when it first asks; until then it is the last one's
 
 

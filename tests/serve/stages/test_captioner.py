@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import os
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +16,7 @@ from raycap.rerank import Rerank
 from raycap.serve.config import CaptionerOptions
 from raycap.serve.deployments import CaptionerDeployment
 from raycap.serve.stages.decoding import DecodingLoop
-from raycap.serve.stages.fused import fused_on_cpu
+from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.pipeline import Captioned, CaptionTask
 from raycap.serve.stages.weights import ServedModel
 from raycap.serve.telemetry.telemetry import Telemetry
@@ -61,16 +60,26 @@ def test_sixteen_at_once_say_what_the_predictor_says(models, files, served, pred
     assert len(set(said)) > len(said) // 2, "the images must be told apart for this to show anything"
 
 
-def test_stages_that_take_turns_say_the_same(models, files, served, predicted):
+@pytest.mark.parametrize(("num_cores", "num_gpus", "turns"), [(2, 0, True), (4, 0, False), (2, 1, False)])
+def test_stages_that_take_turns_say_the_same(models, files, served, predicted, monkeypatch, num_cores, num_gpus, turns):
+    monkeypatch.setattr("raycap.serve.stages.fused.num_cores", lambda: num_cores)
     rbm = str(models / "demo/rbm/model")
     model = served(rbm=rbm)
 
     async def ask():
-        stages = fused_on_cpu(CaptionerOptions(batch_size=4), Telemetry(), num_threads=os.cpu_count() or 1)
-        assert stages.executor is stages.source.source.batcher.executor
+        stages = fused_stages(CaptionerOptions(batch_size=4, num_gpus=num_gpus), Telemetry(), num_threads=2)
+        encoding = stages.source.source.batcher.executor
+        assert (stages.executor is encoding) == turns
+        assert encoding.submit(torch.get_num_threads).result(10) == 2
         return await asyncio.gather(*(stages.caption(task_of(file, model)) for file in files))
 
     assert [answer.captions[0] for answer in asyncio.run(ask())] == predicted(rbm)
+
+
+def test_a_replica_s_threads_compute_with_as_many_as_it_is_given_and_its_event_loop_alone():
+    executor = CaptionerDeployment(CaptionerOptions(torch_threads=3)).stage.executor
+    assert torch.get_num_threads() == 1
+    assert executor.submit(torch.get_num_threads).result(10) == 3
 
 
 def test_gate_0_and_no_rbm_are_both_plain_blip(models, files, served, predicted):
@@ -284,6 +293,16 @@ def test_an_image_without_a_digest_is_encoded_each_time_and_never_kept(files, se
 
     answers, cache = asyncio.run(probe(task_of(files[0], served(), digest=b"")))
     assert all(answer.seconds["encode"] > 0 for answer in answers)
+    assert (len(cache), cache.num_hits, cache.num_misses) == (0, 0, 0)
+
+
+def test_without_a_cache_none_is_kept_nor_looked_for(files, served):
+    async def probe(task):
+        stage = CaptionerDeployment(CaptionerOptions(cache_bytes=0)).stage
+        await stage.caption(task)
+        return stage.source.source.cache
+
+    cache = asyncio.run(probe(task_of(files[0], served())))
     assert (len(cache), cache.num_hits, cache.num_misses) == (0, 0, 0)
 
 

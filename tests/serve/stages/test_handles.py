@@ -8,7 +8,6 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from raycap.errors import UserError
-from raycap.serve.config import BatchedOptions
 from raycap.serve.errors import Overloaded
 from raycap.serve.stages import handles
 from raycap.serve.stages.handles import RemoteCaptioner, RemoteSource
@@ -121,7 +120,7 @@ def test_a_fault_of_the_call_itself_is_not_repeated():
 
 def test_whoever_is_cancelled_cancels_what_he_waits_for():
     async def cancel_soon(handle):
-        waiting = asyncio.create_task(RemoteSource(handle, BatchedOptions(batch_size=1))(TASK))
+        waiting = asyncio.create_task(RemoteSource(handle, 1, 1)(TASK))
         await asyncio.sleep(0.01)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

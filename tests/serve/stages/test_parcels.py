@@ -39,7 +39,7 @@ def test_what_comes_in_one_moment_travels_together_by_group_and_size():
     async def run():
         other = Other()
         other.may_answer.set()
-        parcels = Parcels(other, size=3)
+        parcels = Parcels(other, size=lambda _: 3)
         answers = await asyncio.gather(*(parcels(item, item % 2) for item in range(8)))
         return answers, other.sent
 
@@ -51,7 +51,7 @@ def test_what_comes_in_one_moment_travels_together_by_group_and_size():
 def test_behind_as_many_as_are_computed_items_wait_for_company_or_for_one_to_be_back():
     async def run():
         other = Other()
-        parcels = Parcels(other, size=2, num_away=4)
+        parcels = Parcels(other, size=lambda _: 2, num_away=4)
         asking = []
         for item in range(4):  # one by one: each goes alone, as long as few are away
             asking.append(asyncio.create_task(parcels(item)))
@@ -71,11 +71,27 @@ def test_behind_as_many_as_are_computed_items_wait_for_company_or_for_one_to_be_
     assert asyncio.run(run()) == ([0, 2, 4, 6, 8, 10, 12], (None, [6]))
 
 
+def test_one_group_s_parcels_hold_up_no_other_group():
+    async def run():
+        other = Other()
+        parcels = Parcels(other, size=lambda _: 2)
+        asking = []
+        for group in ("slow", "slow", "fast"):
+            asking.append(asyncio.create_task(parcels(len(asking), group)))
+            await moment()
+        sent = list(other.sent)
+        other.may_answer.set()
+        await asyncio.gather(*asking)
+        return sent, other.sent[2:], (len(parcels._waiting), len(parcels._away))
+
+    assert asyncio.run(run()) == ([("slow", [0]), ("fast", [2])], [("slow", [1])], (0, 0))
+
+
 def test_an_error_in_the_place_of_a_result_is_one_request_s_and_a_lost_parcel_everybody_s():
     async def run(*items):
         other = Other()
         other.may_answer.set()
-        parcels = Parcels(other, size=8)
+        parcels = Parcels(other, size=lambda _: 8)
         return await asyncio.gather(*map(parcels, items), return_exceptions=True)
 
     one, bad, two = asyncio.run(run("1", "bad", "2"))
@@ -87,13 +103,13 @@ def test_an_error_in_the_place_of_a_result_is_one_request_s_and_a_lost_parcel_ev
 def test_a_parcel_is_cancelled_when_nobody_waits_for_it_any_more():
     async def run():
         other = Other()
-        parcels = Parcels(other, size=1)
+        parcels = Parcels(other, size=lambda _: 1)
         away = [asyncio.create_task(parcels(item)) for item in range(2)]
         await moment()
         away[0].cancel()
         await moment()
         first = other.cancelled
-        both = Parcels(other, size=2)
+        both = Parcels(other, size=lambda _: 2)
         pair = [asyncio.create_task(both(item)) for item in (10, 11)]
         await moment()
         pair[0].cancel()
@@ -108,7 +124,7 @@ def test_a_parcel_is_cancelled_when_nobody_waits_for_it_any_more():
 def test_who_gives_up_while_waiting_is_never_sent():
     async def run():
         other = Other()
-        parcels = Parcels(other, size=1)
+        parcels = Parcels(other, size=lambda _: 1)
         away = [asyncio.create_task(parcels(0, "a")), asyncio.create_task(parcels(1, "a"))]
         leaving = asyncio.create_task(parcels(2, "a"))
         await asyncio.sleep(0)
@@ -127,7 +143,7 @@ def test_a_parcel_belongs_to_no_request_s_context():
         REQUEST.set("mine")
         other = Other()
         other.may_answer.set()
-        await Parcels(other, size=1)(1)
+        await Parcels(other, size=lambda _: 1)(1)
         return other.contexts
 
     assert asyncio.run(run()) == [None]
