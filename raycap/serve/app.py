@@ -101,6 +101,6 @@ def _require_room_in_messages(model: ServedModel, shape: CaptionerShape) -> None
     if most > MESSAGE_BYTES:
         raise UserError(
             f"model = {model.model}: an image, or its embeddings before and after the RBM, has {most:,} bytes; a "
-            f"message between deployments holds {MESSAGE_BYTES:,}; set RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH={2 * most} "
-            "in the environment of Ray and of this program, or give shape.kind: cpu"
+            f"message between deployments holds {MESSAGE_BYTES:,}; in the environment of Ray and of this program set "
+            f"RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH={2 * most}, or give shape.kind: cpu"
         )

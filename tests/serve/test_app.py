@@ -84,7 +84,7 @@ def test_embeddings_that_no_message_holds_are_refused_where_they_would_travel(ar
     monkeypatch.setattr("raycap.serve.app.MESSAGE_BYTES", 3 * 32 * 32 - 1)
     assert build(args(shape={"kind": "cpu"}))
     for kind in ("disaggregated", "fused"):
-        with pytest.raises(ServeArgsError, match=r"args\.models\.caption\.model = .*_GRPC_MAX_MESSAGE_LENGTH=6144 "):
+        with pytest.raises(ServeArgsError, match=r"args\.models\.caption\.model = .*_GRPC_MAX_MESSAGE_LENGTH=6144,"):
             build(args(shape={"kind": kind}))
 
 
