@@ -1,6 +1,6 @@
 """Served captions beside the bare predictor, LitServe and a plain FastAPI server: all up at once, asked in turn.
 
-    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--seconds 20] [--rounds 2] [--clients 1 4 ...]
+    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--encoder-threads 2] [--clients 1 4 ...]
 
 Two models: BLIP-base's shape with random weights and an RBM of 1,024 hidden units (every caption has 20 tokens), and,
 where --model and --rbm give one, a trained model. Servers: raycap's shapes ``fused`` (as kind: cpu) and
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="requests at once")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="which to measure")
-    parser.add_argument("--torch-threads", type=int, help="of raycap's stages; by default as raycap chooses")
+    parser.add_argument("--encoder-threads", type=int, help="torch's, where the encoder is alone; by default Ray's")
     parser.add_argument("--without-base", action="store_true", help="leave BLIP-base's shape out")
     arguments = parser.parse_args()
     files = _files(arguments.images)
@@ -126,7 +126,7 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
     processes = {peer: _start_peer(peer, model, rbm, port) for peer, port in peers.items()}
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     try:
-        _start_raycap(model, rbm, ports[0], arguments.torch_threads)
+        _start_raycap(model, rbm, ports[0], arguments.encoder_threads)
         urls = {shape: f"http://127.0.0.1:{ports[0]}/{shape}/v1/caption" for shape in ("fused", "disaggregated")}
         urls |= {peer: f"http://127.0.0.1:{port}/caption" for peer, port in peers.items()}
         urls = {system: url for system, url in urls.items() if system in arguments.systems}
@@ -256,13 +256,12 @@ def _bare(predictor: CaptionPredictor, files: list[bytes], batch_size: int, seco
     return num_captions / (time.perf_counter() - begin)
 
 
-def _start_raycap(model: str, rbm: str, port: int, threads: int | None) -> None:
+def _start_raycap(model: str, rbm: str, port: int, encoder_threads: int | None) -> None:
     served = {"caption": {"model": model, "rbm": rbm}}
-    computes: dict[str, Any] = {} if threads is None else {"torch_threads": threads}
-    encodes = computes | {"cache_bytes": 0}
+    computes = {"cache_bytes": 0}
     shapes = {
-        "fused": {"kind": "cpu", "captioner": encodes},
-        "disaggregated": {"kind": "disaggregated", "encoder": encodes, "refiner": computes, "decoder": computes},
+        "fused": {"kind": "cpu", "captioner": computes},
+        "disaggregated": {"kind": "disaggregated", "encoder": computes | {"torch_threads": encoder_threads}},
     }
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
     for name, shape in shapes.items():
