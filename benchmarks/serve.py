@@ -258,10 +258,10 @@ def _bare(predictor: CaptionPredictor, files: list[bytes], batch_size: int, seco
 
 def _start_raycap(model: str, rbm: str, port: int, encoder_threads: int | None) -> None:
     served = {"caption": {"model": model, "rbm": rbm}}
-    computes = {"cache_bytes": 0}
+    uncached = {"cache_bytes": 0}
     shapes = {
-        "fused": {"kind": "cpu", "captioner": computes},
-        "disaggregated": {"kind": "disaggregated", "encoder": computes | {"torch_threads": encoder_threads}},
+        "fused": {"kind": "cpu", "captioner": uncached},
+        "disaggregated": {"kind": "disaggregated", "encoder": uncached | {"torch_threads": encoder_threads}},
     }
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
     for name, shape in shapes.items():

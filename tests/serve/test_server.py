@@ -110,10 +110,9 @@ def test_a_second_application_is_refused_and_the_first_left_alone(models, url):
 def test_images_that_no_message_holds_together_are_all_captioned(files, url, tmp_path):
     """Sixteen of 384 x 384 pixels are 7 MB, their embeddings 14 MB; Serve sends 4 MiB at once."""
     tokenizer = train_wordpiece(["a red circle above a blue square"] * 2, 100)
-    shape = BlipShape(
-        image_size=384, patch_size=16, embed_dim=768, num_heads=12, num_vision_layers=1, num_text_layers=1
-    )
-    save_blip(tmp_path / "wide", *build_blip(shape, tokenizer))
+    sizes = {"image_size": 384, "patch_size": 16, "embed_dim": 768, "num_heads": 12}
+    blip = build_blip(BlipShape(**sizes, num_vision_layers=1, num_text_layers=1), tokenizer)
+    save_blip(tmp_path / "wide", *blip)
     model = {"model": str(tmp_path / "wide"), "decoding": {"max_new_tokens": 3}}
     shape = {"kind": "disaggregated", "refiner": None, "encoder": {"cache_bytes": 0}}
     values = {"models": {"wide": model}, "shape": shape, "caption_cache_bytes": 0}

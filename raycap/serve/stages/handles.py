@@ -81,7 +81,7 @@ class RemoteSource(_Stage):
 
     def __init__(self, handle: DeploymentHandle, parcel_size: int, num_parcels: int) -> None:
         super().__init__(handle)
-        self.parcel_size = parcel_size
+        self._parcel_size = parcel_size
         self._parcels: Parcels[ImageTask, Encoded] = Parcels(self._send, self._size, num_parcels)
         self._image_bytes: dict[Hashable, int] = {}
 
@@ -91,7 +91,7 @@ class RemoteSource(_Stage):
     def _size(self, weights: Hashable) -> int:
         """Images travel alone until one has come back, and says how much it is."""
         image_bytes = self._image_bytes.get(weights, MESSAGE_BYTES)
-        return max(1, min(self.parcel_size, MESSAGE_BYTES // image_bytes))
+        return max(1, min(self._parcel_size, MESSAGE_BYTES // image_bytes))
 
     async def _send(self, weights: Hashable, tasks: list[ImageTask]) -> list[Encoded | Exception]:
         outcomes: list[Encoded | Exception] = await self._ask("__call__", str(weights), tasks)
