@@ -25,6 +25,7 @@ from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.clip import ClipImageEncoder
 from raycap.models.decoding import Decoding
 from raycap.models.joint import score_captions
+from raycap.models.packed_linear import pack_linears
 from raycap.models.written_caption import WrittenCaption
 from raycap.rerank import Rerank, Reranker
 
@@ -52,6 +53,7 @@ class EncoderStage:
         self.id = EncoderId(name, encoder_fingerprint(encoder))
         self.device = default_device()
         self.encoder = encoder.to(self.device, precision.dtype(self.device))
+        pack_linears(self.encoder)
 
     @classmethod
     def from_pretrained(cls, model: str, precision: Precision = Precision.FP32) -> EncoderStage:
@@ -105,6 +107,7 @@ class DecoderStage:
         self.device = default_device()
         self.dtype = precision.dtype(self.device)
         self.decoder = decoder.to(self.device, self.dtype)
+        pack_linears(self.decoder)
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 
 from raycap.models.decoding import Decoding
-from raycap.models.token_choice import best_continuations, draw
+from raycap.models.token_choice import best_continuations, draw, likeliest
 
 
 class Caption(NamedTuple):
@@ -59,7 +59,7 @@ class RowSearch:
             searches: B, none of them finished.
             logits: (B, R, V) float32.
         """
-        token_ids = logits.argmax(-1)  # (B, R)
+        token_ids = likeliest(logits)  # (B, R)
         drawing = [index for index, search in enumerate(searches) if search.decoding.do_sample]
         if drawing:
             settings = [searches[index].decoding for index in drawing]

@@ -141,10 +141,10 @@ class DecoderBatch:
     ) -> torch.Tensor:
         """(S, R, D) queries, keys and values (S, h, any, d), to (S, R, D)."""
         queries = self._split_heads(query)
-        if queries.is_cuda:
+        if queries.is_cuda or self.num_rows == 1:
             context = functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
         else:
-            # With so few queries, torch's fused attention takes up to twice as long on a CPU.
+            # With several queries, and so few, torch's fused attention takes up to twice as long on a CPU.
             scores = (queries * queries.shape[-1] ** -0.5) @ keys.mT  # (S, h, R, any)
             context = (scores if mask is None else scores + mask).softmax(-1) @ values
         return context.transpose(1, 2).flatten(2)

@@ -7,8 +7,26 @@ from __future__ import annotations
 
 import torch
 
+_PART_TOKENS = 128
 _FEW_TOKENS = 512
 _LEAST_TEMPERATURE = 1e-4  # below it only the likeliest token is ever drawn
+
+
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """Token ids (...) of the largest of (..., V) logits; of equal ones the first.
+
+    Part by part: a maximum alone takes a tenth of the time of torch's argmax on a CPU.
+    """
+    vocab_size = logits.shape[-1]
+    whole = vocab_size - vocab_size % _PART_TOKENS
+    of_parts = [logits[..., :whole].unflatten(-1, (-1, _PART_TOKENS)).amax(-1)] if whole else []
+    if whole < vocab_size:
+        of_parts.append(logits[..., whole:].amax(-1, keepdim=True))
+    part = torch.cat(of_parts, -1).argmax(-1, keepdim=True)  # (..., 1)
+    # Beyond the last token stands that one again, which is not the first of its kind then.
+    places = part * _PART_TOKENS + torch.arange(_PART_TOKENS, device=logits.device)
+    in_part = logits.gather(-1, places.clamp_max_(vocab_size - 1)).argmax(-1)
+    return part.squeeze(-1) * _PART_TOKENS + in_part
 
 
 def best_continuations(

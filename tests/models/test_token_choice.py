@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from raycap.models.token_choice import best_continuations, draw, nucleus
+from raycap.models.token_choice import best_continuations, draw, likeliest, nucleus
 
 
 def random_logits(*shape: int) -> torch.Tensor:
@@ -18,6 +18,19 @@ def nucleus_of_transformers(logits: torch.Tensor, temperature: float, top_p: flo
     input_ids = torch.zeros(len(logits), 1, dtype=torch.long)
     scores = TemperatureLogitsWarper(temperature)(input_ids, logits)
     return TopPLogitsWarper(top_p)(input_ids, scores).softmax(-1)
+
+
+@pytest.mark.parametrize("vocab_size", [1, 5, 127, 128, 129, 300, 1024])
+def test_the_likeliest_token_is_argmax_s_and_the_first_of_equals(vocab_size: int) -> None:
+    logits = random_logits(4, 3, vocab_size)
+    assert torch.equal(likeliest(logits), logits.argmax(-1))
+    few_values = logits.sign()
+    first = [[row.tolist().index(row.max()) for row in of_search] for of_search in few_values]
+    assert likeliest(few_values).tolist() == first
+    assert likeliest(torch.full((2, vocab_size), -torch.inf)).tolist() == [0, 0]
+    last = torch.zeros(vocab_size)
+    last[-1] = 1
+    assert likeliest(last).item() == vocab_size - 1
 
 
 def test_the_nucleus_is_that_of_transformers() -> None:
