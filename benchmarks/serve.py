@@ -1,14 +1,14 @@
 """Served captions beside the bare predictor, LitServe and a plain FastAPI server: all up at once, asked in turn.
 
-    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--encoder-threads 2] [--clients 1 4 ...]
+    python benchmarks/serve.py [--images DIR] [--model DIR --rbm DIR] [--clients 1 4 ...]
 
 Two models: BLIP-base's shape with random weights and an RBM of 1,024 hidden units (every caption has 20 tokens), and,
 where --model and --rbm give one, a trained model. Servers: raycap's shapes ``fused`` (as kind: cpu) and
-``disaggregated`` on one Ray Serve, LitServe around raycap's predictor, FastAPI around transformers. The bare predictor
-captions the same files, decoding and resizing included, in batches of 8, 16, 32 or 64, whichever it is fastest with;
-it and the peers have torch's own number of threads. Caches are off. In each round every system is measured at each
-number of clients, each of which asks again when it has its answer, right after the bare predictor; the order turns,
-and the peers are stopped (SIGSTOP) meanwhile.
+``disaggregated`` on one Ray Serve, with replicas and threads as docs/operations.md advises for the model, LitServe
+around raycap's predictor, FastAPI around transformers. The bare predictor captions the same files, decoding and
+resizing included, in batches of 8, 16, 32 or 64, whichever it is fastest with; it and the peers have torch's own number
+of threads. Caches are off. In each round every system is measured at each number of clients, each of which asks again
+when it has its answer, right after the bare predictor; the order turns, and the peers are stopped (SIGSTOP) meanwhile.
 
 Serve's throughput mode behind HAProxy, which listens on all interfaces, is measured in a network of its own:
 
@@ -53,18 +53,20 @@ from PIL import Image
 from ray import serve
 from ray.serve.config import HTTPOptions
 
+from raycap.checkpoint.captioner import read_captioner_shape
 from raycap.checkpoint.identity import EncoderId, encoder_fingerprint
 from raycap.checkpoint.pretrained import save_blip
 from raycap.checkpoint.refiner import save_refiner
 from raycap.data.images import decode_image
 from raycap.data.text import train_wordpiece
-from raycap.hardware import Precision, default_device
+from raycap.hardware import Precision, default_device, num_cores
 from raycap.models.blip import BlipShape, build_blip
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 from raycap.predictor import CaptionPredictor
 from raycap.serve.app import build
 from raycap.serve.config import CaptionArgs
+from raycap.serve.stages.threads import are_wide
 
 CLIENTS = (1, 4, 16, 64, 256)
 SYSTEMS = ("fused", "disaggregated", "litserve", "fastapi_transformers")
@@ -94,7 +96,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--clients", type=int, nargs="+", default=CLIENTS, help="requests at once")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="which to measure")
-    parser.add_argument("--encoder-threads", type=int, help="torch's, where the encoder is alone; by default Ray's")
     parser.add_argument("--without-base", action="store_true", help="leave BLIP-base's shape out")
     arguments = parser.parse_args()
     files = _files(arguments.images)
@@ -124,9 +125,10 @@ def _compare(name: str, model: str, rbm: str, files: list[bytes], arguments: arg
     ports = [_free_port() for _ in range(3)]
     peers = {"litserve": ports[1], "fastapi_transformers": ports[2]}
     processes = {peer: _start_peer(peer, model, rbm, port) for peer, port in peers.items()}
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    # One CPU more than there are: both applications are up, of which only one has work.
+    ray.init(address="local", num_cpus=num_cores() + 1, include_dashboard=False, log_to_driver=False)
     try:
-        _start_raycap(model, rbm, ports[0], arguments.encoder_threads)
+        _start_raycap(model, rbm, ports[0])
         urls = {shape: f"http://127.0.0.1:{ports[0]}/{shape}/v1/caption" for shape in ("fused", "disaggregated")}
         urls |= {peer: f"http://127.0.0.1:{port}/caption" for peer, port in peers.items()}
         urls = {system: url for system, url in urls.items() if system in arguments.systems}
@@ -256,12 +258,16 @@ def _bare(predictor: CaptionPredictor, files: list[bytes], batch_size: int, seco
     return num_captions / (time.perf_counter() - begin)
 
 
-def _start_raycap(model: str, rbm: str, port: int, encoder_threads: int | None) -> None:
+def _start_raycap(model: str, rbm: str, port: int) -> None:
     served = {"caption": {"model": model, "rbm": rbm}}
     uncached = {"cache_bytes": 0}
+    if are_wide([read_captioner_shape(model)]):
+        replicas, encoder_threads = {}, {"torch_threads": num_cores()}
+    else:
+        replicas, encoder_threads = {"num_replicas": num_cores(), "num_cpus": 1}, {}
     shapes = {
-        "fused": {"kind": "cpu", "captioner": uncached},
-        "disaggregated": {"kind": "disaggregated", "encoder": uncached | {"torch_threads": encoder_threads}},
+        "fused": {"kind": "cpu", "captioner": uncached | replicas},
+        "disaggregated": {"kind": "disaggregated", "encoder": uncached | encoder_threads},
     }
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
     for name, shape in shapes.items():

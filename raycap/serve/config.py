@@ -127,7 +127,8 @@ class ComputeOptions(DeploymentOptions):
     torch_threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch in each thread that computes; by default, in `cpu` as many as suit the model, else what
     Ray allows: one for each whole CPU reserved, at least one. Without a GPU, encoder and decoder in one replica take
-    turns if both together would need more cores than there are, and compute at once otherwise."""
+    turns if both together would need more cores than it has, and compute at once otherwise: it has the whole CPUs
+    that it reserves, or all that there are."""
 
     max_models: int = Field(default=2, ge=1)
     """Models held by each replica at once; the least recently used makes room. A change from one model to
@@ -205,7 +206,7 @@ class Fused(Config):
 class Cpu(Config):
     """For a machine without a GPU: all three stages and HTTP too in each replica, since between processes a request
     costs as much as a small model does. If not told otherwise, encoder and decoder of small models work at once with
-    half of the cores each; those of BLIP-base, or of an LSTM captioner, take turns with all: as each is fastest."""
+    half of the replica's cores each; those of BLIP-base, or of an LSTM captioner, take turns with all."""
 
     kind: Literal["cpu"] = "cpu"
     captioner: CaptionerOptions = CaptionerOptions()

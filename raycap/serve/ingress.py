@@ -27,7 +27,7 @@ from raycap.serve.stages.bounded import BoundedCaptioner
 from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.handles import RemoteCaptioner
 from raycap.serve.stages.pipeline import Captioner
-from raycap.serve.stages.threads import compute_elsewhere, cpu_threads
+from raycap.serve.stages.threads import compute_elsewhere, cores_of_replica, cpu_threads
 from raycap.serve.stages.weights import Routing
 from raycap.serve.telemetry.telemetry import Telemetry
 
@@ -145,7 +145,8 @@ class CaptionServer(_Ingress):
         options = args.shape.captioner
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves a GPU visible to those that reserved none of it
         compute_elsewhere()
-        num_threads = options.torch_threads or cpu_threads(model.read_shape() for model in args.models.values())
+        shapes = (model.read_shape() for model in args.models.values())
+        num_threads = options.torch_threads or cpu_threads(shapes, cores_of_replica(options.num_cpus))
 
         def stages(telemetry: Telemetry) -> Captioner:
             captioner = fused_stages(options, telemetry, num_threads)

@@ -36,12 +36,20 @@ def _compute_with(num_threads: int) -> None:
     torch.get_num_threads()  # what was set is a thread's own when it first asks; until then it is the last one's
 
 
-def cpu_threads(shapes: Iterable[CaptionerShape]) -> int:
+def cores_of_replica(num_cpus: float) -> int:
+    """Cores that a replica may keep busy: the whole CPUs it reserves, all that there are where it reserves none."""
+    return int(num_cpus) or num_cores()
+
+
+def cpu_threads(shapes: Iterable[CaptionerShape], cores: int) -> int:
     """Cores for each thread that computes, where no GPU does and encoder and decoder are in one process.
 
     Narrow models get half of them each and compute at once. Of wide ones, single products keep all cores busy.
+
+    Args:
+        cores: of the process.
     """
-    return num_cores() if are_wide(shapes) else max(1, num_cores() // 2)
+    return cores if are_wide(shapes) else max(1, cores // 2)
 
 
 def are_wide(shapes: Iterable[CaptionerShape]) -> bool:

@@ -62,7 +62,7 @@ def test_sixteen_at_once_say_what_the_predictor_says(models, files, served, pred
 
 @pytest.mark.parametrize(("num_cores", "num_gpus", "turns"), [(2, 0, True), (4, 0, False), (2, 1, False)])
 def test_stages_that_take_turns_say_the_same(models, files, served, predicted, monkeypatch, num_cores, num_gpus, turns):
-    monkeypatch.setattr("raycap.serve.stages.fused.num_cores", lambda: num_cores)
+    monkeypatch.setattr("raycap.serve.stages.threads.num_cores", lambda: num_cores)
     rbm = str(models / "demo/rbm/model")
     model = served(rbm=rbm)
 
