@@ -29,6 +29,7 @@ def default_device() -> torch.device:
 
 _KEPT_BYTES = 2**31 - 1
 _GROWTH_BYTES = 64 * 2**20
+_LARGEST_BLOCK_BYTES = 32 * 2**20  # glibc's own bound: half of a thread's arena
 
 KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
@@ -40,6 +41,13 @@ KEEP_FREED_MEMORY = {
 
 By default what a product of a wide model frees goes back to the system, which clears it and maps it page by page for
 the next product: with BLIP-base, in batches, a sixth of the CPU's time. Other allocators do not read these."""
+
+KEEP_FREED_BLOCKS = {
+    "MALLOC_TRIM_THRESHOLD_": str(_KEPT_BYTES),
+    "MALLOC_MMAP_THRESHOLD_": str(_LARGEST_BLOCK_BYTES),
+}
+"""The same for blocks of less than 32 MiB, in an arena for each thread: all that narrow models need, whose threads
+would wait for one another in a single arena."""
 
 
 @functools.cache

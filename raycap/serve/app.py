@@ -14,7 +14,7 @@ from raycap.checkpoint.captioner import CaptionerShape
 from raycap.checkpoint.pretrained import load_clip
 from raycap.checkpoint.refiner import load_rbm_refiner, load_refiner
 from raycap.errors import UserError
-from raycap.hardware import KEEP_FREED_MEMORY
+from raycap.hardware import KEEP_FREED_BLOCKS, KEEP_FREED_MEMORY
 from raycap.serve.config import (
     CaptionArgs,
     ComputeOptions,
@@ -56,15 +56,14 @@ def build(args: CaptionArgs) -> Application:
     if args.keys is not None:
         args = args.model_copy(update={"keys": args.keys.absolute()})
     user_config = routing.model_dump(mode="json")
-    # Narrow models would only wait for the one arena that all threads then share.
-    keep_memory = are_wide(shapes)
+    keep_memory = KEEP_FREED_MEMORY if are_wide(shapes) else KEEP_FREED_BLOCKS
 
     def deploy(name: str, kind: Callable[..., Any], options: DeploymentOptions, *arguments: Any) -> Application:
         # A replica that Serve replaces first answers what it has, which may take as long as a request may.
         patience = args.limits.request_seconds + _SHUTDOWN_MARGIN_SECONDS
         for_serve = options.for_serve() | {"user_config": user_config, "graceful_shutdown_timeout_s": patience}
-        if keep_memory and isinstance(options, ComputeOptions) and not options.num_gpus:
-            for_serve["ray_actor_options"]["runtime_env"] = {"env_vars": KEEP_FREED_MEMORY}
+        if isinstance(options, ComputeOptions) and not options.num_gpus:
+            for_serve["ray_actor_options"]["runtime_env"] = {"env_vars": keep_memory}
         deployment = serve.deployment(name=name, **for_serve)(kind)
         return deployment.bind(*arguments)
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from raycap.hardware import KEEP_FREED_BLOCKS, KEEP_FREED_MEMORY
 from raycap.serve.app import build
 from raycap.serve.config import CaptionArgs, ServeArgsError
 from raycap.serve.telemetry.tracing import Tracing
@@ -89,16 +90,17 @@ def test_embeddings_that_no_message_holds_are_refused_where_they_would_travel(ar
 
 
 @pytest.mark.parametrize("kind", ["disaggregated", "fused", "cpu"])
-def test_replicas_of_wide_models_keep_memory_where_no_gpu_computes(args, kind, monkeypatch):
-    def keeping(shape):
+def test_replicas_keep_freed_memory_where_no_gpu_computes(args, kind, monkeypatch):
+    def kept(shape):
         found = deployments(build(args(shape=shape)))
-        return {name for name, each in found.items() if "runtime_env" in each.ray_actor_options}
+        environments = {name: each.ray_actor_options.get("runtime_env") for name, each in found.items()}
+        return {name: environment["env_vars"] for name, environment in environments.items() if environment}
 
-    assert not keeping({"kind": kind}), "of narrow ones"
+    stages = {"disaggregated": {"encoder", "refiner", "decoder"}, "fused": {"captioner"}, "cpu": {"ingress"}}[kind]
+    assert kept({"kind": kind}) == dict.fromkeys(stages, KEEP_FREED_BLOCKS), "of narrow models"
     monkeypatch.setattr("raycap.serve.stages.threads._WIDE", 1)
-    stages = {"disaggregated": {"encoder", "refiner", "decoder"}, "fused": {"captioner"}, "cpu": {"ingress"}}
-    assert keeping({"kind": kind}) == stages[kind]
-    assert keeping({"kind": "disaggregated", "encoder": {"num_gpus": 0.5}}) == {"refiner", "decoder"}
+    assert kept({"kind": kind}) == dict.fromkeys(stages, KEEP_FREED_MEMORY)
+    assert set(kept({"kind": "disaggregated", "encoder": {"num_gpus": 0.5}})) == {"refiner", "decoder"}
 
 
 def test_every_stage_knows_where_traces_go(args):
