@@ -19,6 +19,7 @@ from raycap.serve.config import (
     RefinerOptions,
 )
 from raycap.serve.errors import Overloaded
+from raycap.serve.garbage import collect_seldom
 from raycap.serve.stages.captioning import Decoder
 from raycap.serve.stages.embedding import Encoder, Refiner
 from raycap.serve.stages.fused import fused_stages
@@ -47,6 +48,7 @@ class _Deployment:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         self.num_threads = options.torch_threads or torch.get_num_threads()
         compute_elsewhere()
+        collect_seldom()
         self.telemetry = Telemetry.of_replica(tracing)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

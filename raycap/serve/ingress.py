@@ -20,6 +20,7 @@ from raycap.errors import UserError
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
 from raycap.serve.config import CaptionArgs, Cpu, ServeArgsError
+from raycap.serve.garbage import collect_seldom
 from raycap.serve.guard.fetch import ImageFetcher
 from raycap.serve.guard.keys import KeyRing
 from raycap.serve.guard.rate_limit import RateLimiter
@@ -55,6 +56,7 @@ class _Ingress:
             key_ring = KeyRing(args.keys) if args.keys is not None else None
         except UserError as error:
             raise ServeArgsError(str(error)) from None
+        collect_seldom()
         self.args = args
         self.telemetry = Telemetry.of_replica(args.tracing)
         limiter = RateLimiter(args.rate_limit) if args.rate_limit is not None else None
