@@ -20,10 +20,12 @@ from raycap.serve.config import (
 )
 from raycap.serve.errors import Overloaded
 from raycap.serve.garbage import collect_seldom
+from raycap.serve.stages.bounded import BoundedCaptioner
 from raycap.serve.stages.captioning import Decoder
 from raycap.serve.stages.embedding import Encoder, Refiner
 from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.handles import RemoteSource
+from raycap.serve.stages.parcels import Unpacked
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
 from raycap.serve.stages.threads import compute_elsewhere, compute_thread
 from raycap.serve.stages.weights import Routing
@@ -121,15 +123,34 @@ class _Captioner(_Deployment):
 
     stage: Decoder
 
+    def _serve(self, stage: Decoder) -> None:
+        self.stage = stage
+        # By tasks, of which one call may bring many: Serve counts calls.
+        options = stage.options
+        self.bounded = BoundedCaptioner(stage, options.max_requests, options.retry_after_seconds)
+        self.unpacked: Unpacked[CaptionTask, Captioned] = Unpacked(self.bounded.caption)
+
     async def caption(self, task: CaptionTask) -> Captioned:
-        return await self.stage.caption(task)
+        return await self.bounded.caption(task)
+
+    async def captions(
+        self, parcel_id: str, tasks: list[CaptionTask]
+    ) -> AsyncIterator[list[tuple[int, Captioned | Exception]]]:
+        """Of each task, by its index, what came of it, as soon as it is there."""
+        async for answers in self.unpacked.answers(parcel_id, tasks):
+            yield answers
+
+    async def give_up(self, keys: list[tuple[str, int]]) -> None:
+        """Nobody waits for these tasks of parcels any more; all replicas are told, one of which has them."""
+        for parcel_id, index in keys:
+            self.unpacked.give_up(parcel_id, index)
 
     async def stream(self, task: CaptionTask) -> AsyncIterator[str | Captioned]:
-        async for piece in self.stage.stream(task):
+        async for piece in self.bounded.stream(task):
             yield piece
 
     async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
-        return await self.stage.embed(task)
+        return await self.bounded.embed(task)
 
 
 class DecoderDeployment(_Captioner):
@@ -145,7 +166,7 @@ class DecoderDeployment(_Captioner):
     ) -> None:
         super().__init__(options, tracing)
         computes = compute_thread("decoding", self.num_threads)
-        self.stage = Decoder(RemoteSource(source, parcel_size, num_parcels), options, computes, self.telemetry)
+        self._serve(Decoder(RemoteSource(source, parcel_size, num_parcels), options, computes, self.telemetry))
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
@@ -157,7 +178,11 @@ class CaptionerDeployment(_Captioner):
 
     def __init__(self, options: CaptionerOptions, tracing: Tracing | None = None) -> None:
         super().__init__(options, tracing)
-        self.stage = fused_stages(options, self.telemetry, self.num_threads)
+        self._serve(fused_stages(options, self.telemetry, self.num_threads))
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve's call, every few seconds."""
+        return {OWN_WORK: self.bounded.num_requests}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         for weights in _weights_of(user_config, self.stage.options):

@@ -5,8 +5,10 @@ import shutil
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
+import httpx
 import pytest
 import ray
 from ray import serve
@@ -119,6 +121,19 @@ def test_more_clients_than_are_computed_at_once_are_served_no_slower(files, star
 
     few, many = (max(rate(clients) for _ in range(2)) for clients in (48, 240))
     assert many > 0.5 * few, (many, few)
+
+
+def test_each_of_many_at_once_gets_its_own_caption(models, files, predicted, start):
+    """So many that they share calls to the decoder."""
+    url = start({"request_seconds": 60.0})
+
+    def caption(file):
+        return httpx.post(f"{url}/v1/caption", files={"file": file}, timeout=60).json()["caption"]
+
+    with ThreadPoolExecutor(MANY) as clients:
+        said = list(clients.map(caption, [files[index % len(files)] for index in range(MANY)]))
+    expected = predicted(str(models / "demo/rbm/model"))
+    assert said == [expected[index % len(files)] for index in range(MANY)]
 
 
 def test_work_that_nobody_waits_for_any_more_ends(files, start):

@@ -3,11 +3,16 @@
 import asyncio
 import contextvars
 import functools
+import logging
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Hashable, Sequence
-from typing import Generic
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Sequence
+from typing import Any, Generic
 
+from raycap.errors import UserError
+from raycap.serve.errors import Overloaded
 from raycap.serve.stages.batching import InputT, OutputT, Waiting, take
+
+logger = logging.getLogger("ray.serve")
 
 
 class Parcels(Generic[InputT, OutputT]):
@@ -69,22 +74,125 @@ class Parcels(Generic[InputT, OutputT]):
         self._pack_group(group)
 
     async def _send(self, parcel: list[Waiting[InputT, OutputT]]) -> None:
-        sending = asyncio.current_task()
-
-        def give_up(result: asyncio.Future[OutputT]) -> None:
-            if result.cancelled() and sending is not None and all(each.result.cancelled() for each in parcel):
-                sending.cancel()
-
-        for each in parcel:
-            each.result.add_done_callback(give_up)
+        _cancelled_with(parcel)
         try:
             outcomes: Sequence[OutputT | Exception] = await self.send(parcel[0].group, [each.item for each in parcel])
         except Exception as error:
             outcomes = [error] * len(parcel)
         for each, outcome in zip(parcel, outcomes, strict=True):
-            if each.result.done():
-                continue
-            if isinstance(outcome, Exception):
-                each.result.set_exception(outcome)
-            else:
-                each.result.set_result(outcome)
+            settle(each, outcome)
+
+
+class StreamedParcels(Generic[InputT, OutputT]):
+    """One item's view of a call with many, of which each has its answer as soon as there is one.
+
+    Args:
+        send: sees to it that each of a group's items, in the same order, has its result. It is cancelled when nobody
+            waits for any of them any more.
+        most_seconds: that an item waits for company.
+    """
+
+    def __init__(self, send: Callable[[list[Waiting[InputT, OutputT]]], Awaitable[None]], most_seconds: float) -> None:
+        self.send, self.most_seconds = send, most_seconds
+        self._waiting: defaultdict[Hashable, deque[Waiting[InputT, OutputT]]] = defaultdict(deque)
+        self._away: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, item: InputT, group: Hashable, size: int) -> OutputT:
+        """What comes of an item; it travels with others of its group only, as soon as there are so many."""
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[OutputT] = loop.create_future()
+        waiting = self._waiting[group]
+        waiting.append(Waiting(group, item, result))
+        if len(waiting) >= size:
+            self._pack(group)
+        elif len(waiting) == 1:
+            loop.call_later(self.most_seconds, self._pack, group)
+        return await result
+
+    def _pack(self, group: Hashable) -> None:
+        waiting = self._waiting.pop(group, deque())
+        parcel = take(waiting, len(waiting))
+        if parcel:
+            # In a context of its own: Serve would cancel it with the request in whose context it began.
+            sending = asyncio.get_running_loop().create_task(self._send(parcel), context=contextvars.Context())
+            self._away.add(sending)
+            sending.add_done_callback(self._away.discard)
+
+    async def _send(self, parcel: list[Waiting[InputT, OutputT]]) -> None:
+        _cancelled_with(parcel)
+        lost: Exception = RuntimeError("a parcel came back without an answer to each")
+        try:
+            await self.send(parcel)
+        except Exception as error:
+            lost = error
+        for each in parcel:
+            settle(each, lost)
+
+
+class Unpacked(Generic[InputT, OutputT]):
+    """The other end of :class:`StreamedParcels`: each item of a parcel on its own.
+
+    Args:
+        compute: of one item.
+    """
+
+    def __init__(self, compute: Callable[[InputT], Coroutine[Any, Any, OutputT]]) -> None:
+        self.compute = compute
+        self._computing: dict[tuple[str, int], asyncio.Task[OutputT]] = {}
+
+    async def answers(
+        self, parcel_id: str, items: Sequence[InputT]
+    ) -> AsyncGenerator[list[tuple[int, OutputT | Exception]], None]:
+        """Of each item, by its index, what came of it, or the error in its place: those of a moment together."""
+        index_of = {asyncio.create_task(self.compute(item)): index for index, item in enumerate(items)}
+        self._computing |= {(parcel_id, index): computing for computing, index in index_of.items()}
+        left = set(index_of)
+        try:
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                answers = [(index_of[each], _outcome(each)) for each in done if not each.cancelled()]
+                if answers:
+                    yield answers
+        finally:
+            for computing, index in index_of.items():
+                computing.cancel()
+                del self._computing[parcel_id, index]
+
+    def give_up(self, parcel_id: str, index: int) -> None:
+        """Nobody waits for this item any more; if it is here, it is cancelled."""
+        computing = self._computing.get((parcel_id, index))
+        if computing is not None:
+            computing.cancel()
+
+
+def settle(waiting: Waiting[InputT, OutputT], outcome: OutputT | Exception) -> None:
+    """Tell whoever waits, if nobody did and he did not give up."""
+    if waiting.result.done():
+        return
+    if isinstance(outcome, Exception):
+        waiting.result.set_exception(outcome)
+    else:
+        waiting.result.set_result(outcome)
+
+
+def _cancelled_with(parcel: list[Waiting[InputT, OutputT]]) -> None:
+    """Cancel the task that calls this when the last of those who wait has given up."""
+    sending = asyncio.current_task()
+
+    def give_up(result: asyncio.Future[OutputT]) -> None:
+        if result.cancelled() and sending is not None and all(each.result.done() for each in parcel):
+            sending.cancel()
+
+    for each in parcel:
+        each.result.add_done_callback(give_up)
+
+
+def _outcome(computing: "asyncio.Task[OutputT]") -> OutputT | Exception:
+    error = computing.exception()
+    if error is None:
+        return computing.result()
+    if isinstance(error, Overloaded | UserError):
+        return error
+    # Whose class the other end may not have, or whose state may not travel.
+    logger.error("an item of a parcel failed", exc_info=error)
+    return RuntimeError(f"{type(error).__name__}: {error}")

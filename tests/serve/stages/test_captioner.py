@@ -13,8 +13,10 @@ from raycap.errors import UserError
 from raycap.models.decoding import Decoding
 from raycap.predictor import Refinement
 from raycap.rerank import Rerank
+from raycap.serve.autoscaling import OWN_WORK
 from raycap.serve.config import CaptionerOptions
 from raycap.serve.deployments import CaptionerDeployment
+from raycap.serve.errors import Overloaded
 from raycap.serve.stages.decoding import DecodingLoop
 from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.pipeline import Captioned, CaptionTask
@@ -80,6 +82,23 @@ def test_a_replica_s_threads_compute_with_as_many_as_it_is_given_and_its_event_l
     executor = CaptionerDeployment(CaptionerOptions(torch_threads=3)).stage.executor
     assert torch.get_num_threads() == 1
     assert executor.submit(torch.get_num_threads).result(10) == 3
+
+
+def test_of_a_call_with_more_tasks_than_there_is_room_for_some_are_refused(files, served):
+    options = CaptionerOptions(batch_size=1, max_ongoing_requests=2, max_queued_requests=1, retry_after_seconds=7)
+
+    async def ask(tasks):
+        captioner = CaptionerDeployment(options)
+        answers, work = {}, []
+        async for some in captioner.captions("parcel", tasks):
+            work.append(captioner.record_autoscaling_stats()[OWN_WORK])
+            answers |= dict(some)
+        return answers, work, captioner.record_autoscaling_stats()[OWN_WORK]
+
+    answers, work, left = asyncio.run(ask([task_of(file, served()) for file in files[:5]]))
+    assert [type(answers[index]) for index in range(5)] == [Captioned] * 3 + [Overloaded] * 2
+    assert answers[4].retry_after_seconds == 7
+    assert (work[0], left) == (3, 0)
 
 
 def test_gate_0_and_no_rbm_are_both_plain_blip(models, files, served, predicted):

@@ -1,8 +1,10 @@
 """What callers of a stage see of its errors and of its death, with a handle that is made up."""
 
 import asyncio
+from dataclasses import replace
 
 import grpc
+import numpy as np
 import pytest
 from ray.exceptions import ActorUnavailableError, RayTaskError
 from ray.serve.exceptions import BackPressureError
@@ -18,14 +20,18 @@ class MadeUpHandle:
     """Answers in turn with what is given; an exception is raised."""
 
     def __init__(self, *answers):
-        self.answers, self.calls, self.cancelled = list(answers), 0, 0
+        self.answers, self.calls, self.cancelled, self.told = list(answers), 0, 0, []
 
     def options(self, **options):
         return self
 
-    def remote(self, task):
+    def remote(self, *asked):
         self.calls += 1
         return MadeUpResponse(self, self.answers.pop(0))
+
+    def broadcast(self, method, *asked):
+        self.told.append((method, *asked))
+        return MadeUpResponse(self, None)
 
 
 class MadeUpResponse:
@@ -47,6 +53,9 @@ class MadeUpResponse:
 
     def __await__(self):
         return self.__anext__().__await__()
+
+    async def results_async(self, **options):
+        return await self
 
     def cancel(self):
         self.handle.cancelled += 1
@@ -148,3 +157,84 @@ def test_a_stream_begins_again_only_while_nothing_was_sent():
 def test_a_stream_s_error_comes_as_it_was_raised():
     with pytest.raises(UserError, match=r"^too long$"):
         stream(["a", raised_in_a_replica(UserError("too long"))])
+
+
+class ManyHandle(MadeUpHandle):
+    """Answers each task with itself, those of a parcel one by one, if it is not told to lose some calls or to wait."""
+
+    def __init__(self, lost_calls=0):
+        super().__init__()
+        self.lost_calls, self.sizes, self.may_answer, self.parcel_ids = lost_calls, [], asyncio.Event(), []
+
+    def remote(self, *asked):
+        return ManyResponse(self, *asked)
+
+
+class ManyResponse(MadeUpResponse):
+    def __init__(self, handle, *asked):
+        self.handle, self.asked = handle, asked
+
+    def __await__(self):
+        return self._alone().__await__()
+
+    async def _alone(self):
+        self.handle.sizes.append(1)
+        await self.handle.may_answer.wait()
+        return self.asked[0]
+
+    async def __aiter__(self):
+        parcel_id, tasks = self.asked
+        self.handle.sizes.append(len(tasks))
+        self.handle.parcel_ids.append(parcel_id)
+        await self.handle.may_answer.wait()
+        for index, task in enumerate(tasks):
+            if index == 1 and self.handle.lost_calls:
+                self.handle.lost_calls -= 1
+                raise ActorUnavailableError("gone", b"x" * 16)
+            yield [(index, task)]
+
+
+def many(handle, count, act=None):
+    """What comes of so many tasks at once."""
+
+    async def ask():
+        captioner = RemoteCaptioner(handle)
+        tasks = [replace(TASK, pixels=np.zeros(1), request_id=str(index)) for index in range(count)]
+        asking = [asyncio.create_task(captioner.caption(task)) for task in tasks]
+        await asyncio.sleep(0.2)
+        if act is not None:
+            await act(asking)
+        handle.may_answer.set()
+        answers = await asyncio.gather(*asking, return_exceptions=True)
+        assert captioner._num_away == 0
+        return [int(answer.request_id) if isinstance(answer, CaptionTask) else type(answer) for answer in answers]
+
+    return asyncio.run(ask())
+
+
+def test_few_captions_go_alone_and_of_many_a_sixteenth_together():
+    handle = ManyHandle()
+    assert many(handle, 31) == list(range(31))
+    assert handle.sizes == [1] * 31
+    handle = ManyHandle()
+    assert many(handle, 64) == list(range(64))
+    assert handle.sizes[31:] == [2] * 8 + [3] * 5 + [2]  # the last when its time was up
+    assert len(set(handle.parcel_ids)) == len(handle.parcel_ids)
+
+
+def test_what_a_lost_replica_has_answered_of_a_parcel_stays_and_the_rest_is_asked_again():
+    handle = ManyHandle(lost_calls=2)
+    assert many(handle, 64) == list(range(64))
+    assert handle.lost_calls == 0
+    assert (sum(handle.sizes), handle.sizes[-2:]) == (66, [1, 1]), "of two parcels of two, one each"
+
+
+def test_one_of_a_parcel_that_gives_up_is_told_to_whoever_has_it():
+    async def leave(asking):
+        asking[31].cancel()
+        await asyncio.sleep(0.1)
+
+    handle = ManyHandle()
+    assert many(handle, 64, leave) == [*range(31), asyncio.CancelledError, *range(32, 64)]
+    assert handle.told == [("give_up", [(handle.parcel_ids[0], 0)])]
+    assert handle.cancelled == 0

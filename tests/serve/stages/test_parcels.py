@@ -5,7 +5,8 @@ import contextvars
 
 import pytest
 
-from raycap.serve.stages.parcels import Parcels
+from raycap.errors import UserError
+from raycap.serve.stages.parcels import Parcels, StreamedParcels, Unpacked, settle
 
 REQUEST = contextvars.ContextVar("REQUEST", default=None)
 
@@ -147,3 +148,149 @@ def test_a_parcel_belongs_to_no_request_s_context():
         return other.contexts
 
     assert asyncio.run(run()) == [None]
+
+
+class Streamed:
+    """Doubles what it is sent, each when it is let; what is never let is lost."""
+
+    def __init__(self):
+        self.sent, self.contexts, self.cancelled, self.waiting = [], [], 0, {}
+        self.may_end = asyncio.Event()
+
+    async def __call__(self, parcel):
+        self.sent.append([each.item for each in parcel])
+        self.contexts.append(REQUEST.get())
+        self.waiting |= {each.item: each for each in parcel}
+        try:
+            await self.may_end.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    def answer(self, item):
+        settle(self.waiting[item], item * 2)
+
+
+def test_an_item_of_a_streamed_parcel_has_its_answer_before_the_others():
+    async def run():
+        other = Streamed()
+        parcels = StreamedParcels(other, most_seconds=60)
+        asking = [asyncio.create_task(parcels(item, "group", 3)) for item in range(3)]
+        await moment()
+        other.answer(1)
+        second = await asking[1]
+        assert not asking[0].done()
+        other.answer(0)
+        other.answer(2)
+        other.may_end.set()
+        return second, await asyncio.gather(*asking), other.sent
+
+    assert asyncio.run(run()) == (2, [0, 2, 4], [[0, 1, 2]])
+
+
+def test_an_item_waits_for_company_of_its_own_group_for_so_long():
+    async def run():
+        other = Streamed()
+        parcels = StreamedParcels(other, most_seconds=0.05)
+        asking = [asyncio.create_task(parcels(item, item % 2, 2)) for item in range(3)]
+        await moment()
+        early = list(other.sent)
+        await asyncio.sleep(0.1)
+        for item in range(3):
+            other.answer(item)
+        await asyncio.gather(*asking)
+        return early, other.sent, other.contexts
+
+    REQUEST.set("mine")
+    assert asyncio.run(run()) == ([[0, 2]], [[0, 2], [1]], [None, None])
+
+
+def test_whoever_finds_no_answer_in_a_streamed_parcel_is_told():
+    async def run():
+        other = Streamed()
+        other.may_end.set()
+        parcels = StreamedParcels(other, most_seconds=60)
+        return await asyncio.gather(*(parcels(item, None, 2) for item in range(2)), return_exceptions=True)
+
+    assert [type(each) for each in asyncio.run(run())] == [RuntimeError, RuntimeError]
+
+
+def test_a_streamed_parcel_is_cancelled_when_nobody_waits_for_it_any_more():
+    async def run():
+        other = Streamed()
+        parcels = StreamedParcels(other, most_seconds=60)
+        pair = [asyncio.create_task(parcels(item, None, 2)) for item in range(2)]
+        await moment()
+        pair[0].cancel()
+        await moment()
+        one_of_two = other.cancelled
+        pair[1].cancel()
+        await moment()
+        leaving = asyncio.create_task(parcels(2, None, 2))
+        await moment()
+        leaving.cancel()
+        await moment()
+        staying = asyncio.create_task(parcels(3, None, 2))
+        await moment()
+        other.answer(3)
+        return one_of_two, other.cancelled, await staying, other.sent
+
+    assert asyncio.run(run()) == (0, 1, 6, [[0, 1], [3]])
+
+
+class Work:
+    """Each item takes until it is let."""
+
+    def __init__(self):
+        self.let, self.cancelled = {}, []
+
+    async def __call__(self, item):
+        self.let[item] = asyncio.get_running_loop().create_future()
+        try:
+            return await self.let[item]
+        except asyncio.CancelledError:
+            self.cancelled.append(item)
+            raise
+
+
+def test_the_other_end_answers_what_is_done_in_one_moment_together():
+    async def run():
+        work = Work()
+        answers = Unpacked(work).answers("parcel", ["a", "b", "c", "d"])
+        first = asyncio.create_task(anext(answers))
+        await moment()
+        work.let["c"].set_result("C")
+        work.let["a"].set_exception(UserError("too long"))
+        together = dict(await first)
+        work.let["b"].set_exception(ValueError("broken"))
+        (failed,) = await anext(answers)
+        work.let["d"].set_result("D")
+        return together, failed, [each async for each in answers]
+
+    together, (index, error), last = asyncio.run(run())
+    assert together[2] == "C"
+    assert (type(together[0]), str(together[0])) == (UserError, "too long")
+    assert (index, type(error), str(error)) == (1, RuntimeError, "ValueError: broken")
+    assert last == [[(3, "D")]]
+
+
+def test_the_other_end_leaves_off_what_is_given_up_and_all_when_it_is_cancelled():
+    async def run():
+        work = Work()
+        unpacked = Unpacked(work)
+        answers = unpacked.answers("parcel", ["a", "b", "c"])
+        first = asyncio.create_task(anext(answers))
+        await moment()
+        unpacked.give_up("parcel", 0)
+        unpacked.give_up("another parcel", 1)
+        await moment()
+        given_up = list(work.cancelled)
+        work.let["b"].set_result("B")
+        answer = await first
+        last = asyncio.create_task(anext(answers))
+        await moment()
+        last.cancel()
+        await moment()
+        return given_up, answer, work.cancelled, len(unpacked._computing)
+
+    assert asyncio.run(run()) == (["a"], [(1, "B")], ["a", "c"], 0)
