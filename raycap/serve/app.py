@@ -77,9 +77,11 @@ def build(args: CaptionArgs) -> Application:
             source = deploy("refiner", RefinerDeployment, shape.refiner, shape.refiner, source, *parcels, args.tracing)
             # Of what is asked of the refiner, the encoder's replicas compute the most.
             parcels = (shape.refiner.batch_size, max(shape.refiner.most_replicas, shape.encoder.most_replicas))
-        captioner = deploy("decoder", DecoderDeployment, shape.decoder, shape.decoder, source, *parcels, args.tracing)
+        of_decoder = (shape.decoder, source, *parcels, args.tracing, args.ingress.most_replicas)
+        captioner = deploy("decoder", DecoderDeployment, shape.decoder, *of_decoder)
     else:
-        captioner = deploy("captioner", CaptionerDeployment, shape.captioner, shape.captioner, args.tracing)
+        of_captioner = (shape.captioner, args.tracing, args.ingress.most_replicas)
+        captioner = deploy("captioner", CaptionerDeployment, shape.captioner, *of_captioner)
     return deploy("ingress", CaptionIngress, args.ingress, args, captioner)
 
 

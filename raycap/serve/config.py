@@ -44,7 +44,8 @@ class DeploymentOptions(Config):
     """Reserved by each replica; without, it computes on the CPU."""
 
     max_ongoing_requests: int = Field(default=256, ge=1)
-    """At one replica at once, computed there or waiting; further requests wait at the caller. Well above what a
+    """At one replica at once, computed there or waiting; further requests wait at the caller, or, of captions that
+    share calls, at the replica too. Well above what a
     replica computes at once: a caller asks a full replica again only now and then, and latecomers overtake."""
 
     target_ongoing_requests: int = Field(default=32, ge=1)
@@ -85,10 +86,9 @@ class DeploymentOptions(Config):
         """That there may be."""
         return self.max_replicas or self.num_replicas
 
-    @property
-    def max_requests(self) -> int:
-        """At one replica and one caller of it together."""
-        return self.max_ongoing_requests + self.max_queued_requests
+    def max_requests(self, num_callers: int = 1) -> int:
+        """At one replica and its callers together."""
+        return self.max_ongoing_requests + num_callers * self.max_queued_requests
 
     def for_serve(self) -> dict[str, Any]:
         """Keyword arguments of ``Deployment.options``."""
@@ -222,7 +222,7 @@ class Cpu(Config):
     @property
     def server(self) -> DeploymentOptions:
         """Of the replicas: what is too much is refused inside, in the form that all errors have, and never by Serve."""
-        room = max(IngressOptions().max_ongoing_requests, 4 * self.captioner.max_requests)
+        room = max(IngressOptions().max_ongoing_requests, 4 * self.captioner.max_requests())
         return self.captioner.model_copy(update={"max_ongoing_requests": room, "max_queued_requests": room})
 
     def deployments(self) -> dict[str, ComputeOptions]:
@@ -275,6 +275,11 @@ class CaptionArgs(Routing):
         return {"ingress": self.ingress, **self.shape.deployments()}
 
     @property
+    def last_stage(self) -> DecoderOptions:
+        """Of the deployment that writes captions."""
+        return self.shape.decoder if isinstance(self.shape, Disaggregated) else self.shape.captioner
+
+    @property
     def routing(self) -> Routing:
         """What can be changed while the application runs, with absolute paths."""
         models = {name: model.absolute() for name, model in self.models.items()}
@@ -288,7 +293,7 @@ class CaptionArgs(Routing):
 
     @model_validator(mode="after")
     def _largest_search_has_room(self) -> "CaptionArgs":
-        decoder = self.shape.decoder if isinstance(self.shape, Disaggregated) else self.shape.captioner
+        decoder = self.last_stage
         if decoder.max_rows < max(self.limits.max_beams, self.limits.max_captions):
             raise ValueError(
                 f"max_rows ({decoder.max_rows}) must be at least limits.max_beams ({self.limits.max_beams}) and "

@@ -4,6 +4,7 @@ a request first names them."""
 import asyncio
 import os
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import torch
@@ -123,11 +124,11 @@ class _Captioner(_Deployment):
 
     stage: Decoder
 
-    def _serve(self, stage: Decoder) -> None:
+    def _serve(self, stage: Decoder, num_callers: int) -> None:
         self.stage = stage
         # By tasks, of which one call may bring many: Serve counts calls.
         options = stage.options
-        self.bounded = BoundedCaptioner(stage, options.max_requests, options.retry_after_seconds)
+        self.bounded = BoundedCaptioner(stage, options.max_requests(num_callers), options.retry_after_seconds)
         self.unpacked: Unpacked[CaptionTask, Captioned] = Unpacked(self.bounded.caption)
 
     async def caption(self, task: CaptionTask) -> Captioned:
@@ -136,9 +137,10 @@ class _Captioner(_Deployment):
     async def captions(
         self, parcel_id: str, tasks: list[CaptionTask]
     ) -> AsyncIterator[list[tuple[int, Captioned | Exception]]]:
-        """Of each task, by its index, what came of it, as soon as it is there."""
-        async for answers in self.unpacked.answers(parcel_id, tasks):
-            yield answers
+        """First nothing, which says that they are here; then of each task, by its index, what came of it."""
+        async with aclosing(self.unpacked.answers(parcel_id, tasks)) as unpacked:
+            async for answers in unpacked:
+                yield answers
 
     async def give_up(self, keys: list[tuple[str, int]]) -> None:
         """Nobody waits for these tasks of parcels any more; all replicas are told, one of which has them."""
@@ -146,8 +148,9 @@ class _Captioner(_Deployment):
             self.unpacked.give_up(parcel_id, index)
 
     async def stream(self, task: CaptionTask) -> AsyncIterator[str | Captioned]:
-        async for piece in self.bounded.stream(task):
-            yield piece
+        async with aclosing(self.bounded.stream(task)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
         return await self.bounded.embed(task)
@@ -163,10 +166,12 @@ class DecoderDeployment(_Captioner):
         parcel_size: int,
         num_parcels: int,
         tracing: Tracing | None = None,
+        num_callers: int = 1,
     ) -> None:
         super().__init__(options, tracing)
         computes = compute_thread("decoding", self.num_threads)
-        self._serve(Decoder(RemoteSource(source, parcel_size, num_parcels), options, computes, self.telemetry))
+        stage = Decoder(RemoteSource(source, parcel_size, num_parcels), options, computes, self.telemetry)
+        self._serve(stage, num_callers)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""
@@ -176,9 +181,9 @@ class DecoderDeployment(_Captioner):
 class CaptionerDeployment(_Captioner):
     """Pixels to captions, all in one process."""
 
-    def __init__(self, options: CaptionerOptions, tracing: Tracing | None = None) -> None:
+    def __init__(self, options: CaptionerOptions, tracing: Tracing | None = None, num_callers: int = 1) -> None:
         super().__init__(options, tracing)
-        self._serve(fused_stages(options, self.telemetry, self.num_threads))
+        self._serve(fused_stages(options, self.telemetry, self.num_threads), num_callers)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve's call, every few seconds."""

@@ -7,8 +7,9 @@ _YOUNG_OBJECTS = 10_000
 
 
 def collect_seldom() -> None:
-    """In a process that answers requests. What is in no cycle, as pixels and embeddings are, is freed at once all the
-    same. (Serve's own replicas leave the objects of their start alone, RAY_SERVE_FREEZE_GC_ON_STARTUP, not those of
-    requests.)"""
-    _, *older = gc.get_threshold()
-    gc.set_threshold(_YOUNG_OBJECTS, *older)
+    """In a process that answers requests. What is in no cycle, as the pixels and embeddings of an answered request
+    are, is freed at once all the same. (Serve's replicas leave the objects of their start alone,
+    RAY_SERVE_FREEZE_GC_ON_STARTUP, not those of requests.)"""
+    young, *older = gc.get_threshold()
+    if young:  # 0: not at all
+        gc.set_threshold(max(young, _YOUNG_OBJECTS), *older)

@@ -131,7 +131,7 @@ class CaptionIngress(_Ingress):
     """
 
     def __init__(self, args: CaptionArgs, captioner: DeploymentHandle) -> None:
-        super().__init__(args, lambda _: RemoteCaptioner(captioner))
+        super().__init__(args, lambda _: RemoteCaptioner(captioner, args.last_stage.most_replicas))
 
 
 @serve.ingress()
@@ -152,6 +152,6 @@ class CaptionServer(_Ingress):
 
         def stages(telemetry: Telemetry) -> Captioner:
             captioner = fused_stages(options, telemetry, num_threads)
-            return BoundedCaptioner(captioner, options.max_requests, options.retry_after_seconds)
+            return BoundedCaptioner(captioner, options.max_requests(), options.retry_after_seconds)
 
         super().__init__(args, stages)

@@ -29,7 +29,7 @@ def routing(models):
 
 @pytest.fixture
 def ingress(routing, monkeypatch):
-    monkeypatch.setattr("raycap.serve.ingress.RemoteCaptioner", lambda captioner: captioner)
+    monkeypatch.setattr("raycap.serve.ingress.RemoteCaptioner", lambda captioner, _: captioner)
     # Without what serve.ingress lays around the class, which needs a replica.
     return CaptionIngress.__bases__[0](CaptionArgs.model_validate(routing), Words())
 
@@ -97,7 +97,7 @@ def test_a_replica_that_never_served_says_in_one_line_why_it_cannot(ingress, rou
 
 
 def test_keys_change_with_a_new_user_config(routing, monkeypatch, tmp_path):
-    monkeypatch.setattr("raycap.serve.ingress.RemoteCaptioner", lambda captioner: captioner)
+    monkeypatch.setattr("raycap.serve.ingress.RemoteCaptioner", lambda captioner, _: captioner)
     file = tmp_path / "keys.yaml"
     file.write_text("someone: the-first-key-of-someone\n")
     args = CaptionArgs.model_validate(routing | {"keys": {"file": str(file)}})
@@ -113,7 +113,7 @@ def test_keys_change_with_a_new_user_config(routing, monkeypatch, tmp_path):
 
 
 def test_an_rbm_that_no_refiner_would_apply_is_refused(models, routing, monkeypatch):
-    monkeypatch.setattr("raycap.serve.ingress.RemoteCaptioner", lambda captioner: captioner)
+    monkeypatch.setattr("raycap.serve.ingress.RemoteCaptioner", lambda captioner, _: captioner)
     shape = {"kind": "disaggregated", "refiner": None}
     ingress = CaptionIngress.__bases__[0](CaptionArgs.model_validate(routing | {"shape": shape}), Words())
     model = routing["models"]["tiny"] | {"rbm": str(models / "demo/rbm/model")}

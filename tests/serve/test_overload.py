@@ -5,10 +5,8 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import aiohttp
-import httpx
 import pytest
 import ray
 from ray import serve
@@ -126,14 +124,17 @@ def test_more_clients_than_are_computed_at_once_are_served_no_slower(files, star
 def test_each_of_many_at_once_gets_its_own_caption(models, files, predicted, start):
     """So many that they share calls to the decoder."""
     url = start({"request_seconds": 60.0})
-
-    def caption(file):
-        return httpx.post(f"{url}/v1/caption", files={"file": file}, timeout=60).json()["caption"]
-
-    with ThreadPoolExecutor(MANY) as clients:
-        said = list(clients.map(caption, [files[index % len(files)] for index in range(MANY)]))
     expected = predicted(str(models / "demo/rbm/model"))
-    assert said == [expected[index % len(files)] for index in range(MANY)]
+
+    async def ask():
+        async def caption(session, file):
+            async with session.post(f"{url}/v1/caption", data={"file": file}) as answer:
+                return (await answer.json())["caption"]
+
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            return await asyncio.gather(*(caption(session, files[index % len(files)]) for index in range(MANY)))
+
+    assert asyncio.run(ask()) == [expected[index % len(files)] for index in range(MANY)]
 
 
 def test_work_that_nobody_waits_for_any_more_ends(files, start):

@@ -1,5 +1,5 @@
-"""Stages in the same process, which so many requests may ask at once: what Serve's queues see to where stages are
-deployments of their own."""
+"""Stages in the same process, which so many requests may ask at once: what Serve's queues see to where each request is
+a call."""
 
 from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, contextmanager

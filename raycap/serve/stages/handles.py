@@ -2,9 +2,10 @@
 cancelled with whoever waits for them."""
 
 import asyncio
-import contextlib
 import contextvars
 import functools
+import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Hashable
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ from raycap.serve.stages.batching import Waiting
 from raycap.serve.stages.parcels import Parcels, StreamedParcels, settle
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
 
+logger = logging.getLogger("ray.serve")
+
 ResultT = TypeVar("ResultT")
 
 # Whatever a stage computes is a function of its task alone, so that asking again is safe.
@@ -36,11 +39,11 @@ MESSAGE_BYTES = RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH * 15 // 16
 """Of arrays that one message between deployments may hold, by Serve's default nearly 4 MiB; the rest is for what
 describes them."""
 
-_CALLS_FOR_MANY = 16
-"""Among which captions are shared out, if there are at least twice as many."""
+_CALLS_FOR_MANY, _CALLS_FOR_EACH = 16, 4
+"""Among which captions are shared out, if there are at least twice as many: for few replicas, and for each of many."""
 
 _MOST_SECONDS_FOR_COMPANY = 0.05
-_MOST_SECONDS_TO_TELL = 5.0
+_MOST_SECONDS_TO_TELL = 60.0
 _MOST_HANDLES = 64
 _RETRY_SECONDS = (0.1, 0.4, 1.6)
 _UNAVAILABLE_RETRY_AFTER_SECONDS = 5.0
@@ -50,10 +53,9 @@ class _Stage:
     """Calls to a deployment's methods."""
 
     def __init__(self, handle: DeploymentHandle) -> None:
-        # By value a call costs a third of what it costs through the object store; pickle suffices for our types.
-        self.handle = handle.options(
-            _by_reference=False, request_serialization="pickle", response_serialization="pickle"
-        )
+        # By value a call costs a third of what it costs through the object store; pickle suffices for our types, not
+        # for all errors that may be the answer.
+        self.handle = handle.options(_by_reference=False, request_serialization="pickle")
         # To make one anew for each call takes a quarter of its time.
         self._of = functools.lru_cache(_MOST_HANDLES)(self._make)
 
@@ -116,36 +118,45 @@ class RemoteCaptioner(_Stage):
     """A :class:`~raycap.serve.stages.pipeline.Captioner` behind a handle.
 
     While many captions are away, those that are asked for within a moment go in one call: a sixteenth of those that
-    are away, for which they wait about a sixteenth of the time that a caption takes.
+    are away, for which they wait about a sixteenth of the time that a caption takes, or 50 ms.
+
+    Args:
+        handle: of a :class:`~raycap.serve.deployments.DecoderDeployment` or what stands in its place.
+        most_replicas: that it may have; each has several calls to work on.
     """
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: DeploymentHandle, most_replicas: int = 1) -> None:
         super().__init__(handle)
-        self._num_away = 0
+        self._num_calls = max(_CALLS_FOR_MANY, _CALLS_FOR_EACH * most_replicas)
+        self._num_away: Counter[str] = Counter()
         self._parcels: StreamedParcels[CaptionTask, Captioned] = StreamedParcels(self._send, _MOST_SECONDS_FOR_COMPANY)
         self._given_up: list[tuple[str, int]] = []
-        self._telling: asyncio.Task[None] | None = None
+        self._telling: set[asyncio.Task[None]] = set()
 
     async def caption(self, task: CaptionTask) -> Captioned:
-        self._num_away += 1
+        self._num_away[task.weights] += 1
         try:
-            size = self._num_away // _CALLS_FOR_MANY
+            size = self._num_away[task.weights] // self._num_calls
             if size < 2:
                 captioned: Captioned = await self._ask("caption", task.weights, task)
                 return captioned
             return await self._parcels(task, task.weights, min(size, MESSAGE_BYTES // task.pixels.nbytes))
         finally:
-            self._num_away -= 1
+            self._num_away[task.weights] -= 1
 
     async def _send(self, parcel: list[Waiting[CaptionTask, Captioned]]) -> None:
         handle = self._of("captions", parcel[0].item.weights, stream=True)
 
         async def once() -> None:
             parcel_id, left = uuid4().hex, [each for each in parcel if not each.result.done()]
-            for index, each in enumerate(left):
-                each.result.add_done_callback(functools.partial(self._give_up, parcel_id, index))
+            if not left:
+                return
             response: Any = handle.remote(parcel_id, [each.item for each in left])
             with _told_as_raised(response.cancel):
+                await anext(response)
+                # Only now there is somebody to be told who gives up, or did meanwhile.
+                for index, each in enumerate(left):
+                    each.result.add_done_callback(functools.partial(self._give_up, parcel_id, index))
                 async for answers in response:
                     for index, outcome in answers:
                         settle(left[index], outcome)
@@ -153,19 +164,22 @@ class RemoteCaptioner(_Stage):
         await _again_if_lost(once)
 
     def _give_up(self, parcel_id: str, index: int, result: "asyncio.Future[Captioned]") -> None:
-        if result.cancelled():
-            self._given_up.append((parcel_id, index))
-            if self._telling is None or self._telling.done():
-                self._telling = asyncio.create_task(self._tell_who_gave_up(), context=contextvars.Context())
+        if not result.cancelled():
+            return
+        self._given_up.append((parcel_id, index))
+        if len(self._given_up) == 1:  # those of the same moment are told together
+            telling = asyncio.get_running_loop().create_task(self._tell(), context=contextvars.Context())
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
 
-    async def _tell_who_gave_up(self) -> None:
+    async def _tell(self) -> None:
         """Which replica has which parcel only Serve knows, so all are told."""
-        while self._given_up:
-            given_up, self._given_up = self._given_up, []
-            # Of a replica that is lost, nothing is left to give up.
-            with contextlib.suppress(Exception):
-                told = self.handle.broadcast("give_up", given_up)
-                await told.results_async(timeout_s=_MOST_SECONDS_TO_TELL, return_exceptions=True)
+        given_up, self._given_up = self._given_up, []
+        try:
+            told = self.handle.broadcast("give_up", given_up)
+            await told.results_async(timeout_s=_MOST_SECONDS_TO_TELL)
+        except Exception as error:  # a replica that is lost has nothing left to give up
+            logger.warning("%d captions that were given up may be computed all the same: %s", len(given_up), error)
 
     async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
         embeddings: tuple[Encoded, Encoded] = await self._ask("embed", task.weights, task)

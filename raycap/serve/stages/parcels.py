@@ -87,14 +87,15 @@ class StreamedParcels(Generic[InputT, OutputT]):
     """One item's view of a call with many, of which each has its answer as soon as there is one.
 
     Args:
-        send: sees to it that each of a group's items, in the same order, has its result. It is cancelled when nobody
-            waits for any of them any more.
+        send: sees to it that each of a group's items has its result. It is cancelled when nobody waits for any of them
+            any more.
         most_seconds: that an item waits for company.
     """
 
     def __init__(self, send: Callable[[list[Waiting[InputT, OutputT]]], Awaitable[None]], most_seconds: float) -> None:
         self.send, self.most_seconds = send, most_seconds
         self._waiting: defaultdict[Hashable, deque[Waiting[InputT, OutputT]]] = defaultdict(deque)
+        self._timers: dict[Hashable, asyncio.TimerHandle] = {}
         self._away: set[asyncio.Task[None]] = set()
 
     async def __call__(self, item: InputT, group: Hashable, size: int) -> OutputT:
@@ -106,11 +107,13 @@ class StreamedParcels(Generic[InputT, OutputT]):
         if len(waiting) >= size:
             self._pack(group)
         elif len(waiting) == 1:
-            loop.call_later(self.most_seconds, self._pack, group)
+            self._timers[group] = loop.call_later(self.most_seconds, self._pack, group)
         return await result
 
     def _pack(self, group: Hashable) -> None:
-        waiting = self._waiting.pop(group, deque())
+        if (timer := self._timers.pop(group, None)) is not None:
+            timer.cancel()
+        waiting = self._waiting.pop(group)
         parcel = take(waiting, len(waiting))
         if parcel:
             # In a context of its own: Serve would cancel it with the request in whose context it began.
@@ -143,11 +146,13 @@ class Unpacked(Generic[InputT, OutputT]):
     async def answers(
         self, parcel_id: str, items: Sequence[InputT]
     ) -> AsyncGenerator[list[tuple[int, OutputT | Exception]], None]:
-        """Of each item, by its index, what came of it, or the error in its place: those of a moment together."""
+        """First nothing, which says that they are here; then of each item, by its index, what came of it, or the error
+        in its place: those of a moment together."""
         index_of = {asyncio.create_task(self.compute(item)): index for index, item in enumerate(items)}
         self._computing |= {(parcel_id, index): computing for computing, index in index_of.items()}
         left = set(index_of)
         try:
+            yield []
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
                 answers = [(index_of[each], _outcome(each)) for each in done if not each.cancelled()]
@@ -156,7 +161,7 @@ class Unpacked(Generic[InputT, OutputT]):
         finally:
             for computing, index in index_of.items():
                 computing.cancel()
-                del self._computing[parcel_id, index]
+                self._computing.pop((parcel_id, index), None)
 
     def give_up(self, parcel_id: str, index: int) -> None:
         """Nobody waits for this item any more; if it is here, it is cancelled."""

@@ -95,10 +95,35 @@ def test_of_a_call_with_more_tasks_than_there_is_room_for_some_are_refused(files
             answers |= dict(some)
         return answers, work, captioner.record_autoscaling_stats()[OWN_WORK]
 
+    assert CaptionerDeployment(options, num_callers=3).bounded.max_requests == 5
     answers, work, left = asyncio.run(ask([task_of(file, served()) for file in files[:5]]))
     assert [type(answers[index]) for index in range(5)] == [Captioned] * 3 + [Overloaded] * 2
     assert answers[4].retry_after_seconds == 7
-    assert (work[0], left) == (3, 0)
+    assert (work[1], left) == (3, 0)
+
+
+def test_of_a_call_with_several_tasks_one_may_be_given_up(files, served, monkeypatch):
+    async def ask(tasks):
+        captioner = CaptionerDeployment(CaptionerOptions())
+        may_begin = asyncio.Event()
+        caption = captioner.stage.caption
+
+        async def later(task):
+            await may_begin.wait()
+            return await caption(task)
+
+        monkeypatch.setattr(captioner.stage, "caption", later)
+        answers = captioner.captions("parcel", tasks)
+        assert await anext(answers) == []
+        await asyncio.sleep(0)
+        await captioner.give_up([("parcel", 1), ("another", 0)])
+        await asyncio.sleep(0)
+        left = captioner.bounded.num_requests
+        may_begin.set()
+        return left, [index async for some in answers for index, _ in some]
+
+    left, answered = asyncio.run(ask([task_of(file, served()) for file in files[:3]]))
+    assert (left, sorted(answered)) == (2, [0, 2])
 
 
 def test_gate_0_and_no_rbm_are_both_plain_blip(models, files, served, predicted):

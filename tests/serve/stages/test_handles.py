@@ -1,6 +1,7 @@
 """What callers of a stage see of its errors and of its death, with a handle that is made up."""
 
 import asyncio
+from copy import copy
 from dataclasses import replace
 
 import grpc
@@ -160,19 +161,29 @@ def test_a_stream_s_error_comes_as_it_was_raised():
 
 
 class ManyHandle(MadeUpHandle):
-    """Answers each task with itself, those of a parcel one by one, if it is not told to lose some calls or to wait."""
+    """Answers each task with itself, those of a parcel one by one, once they may arrive and then may be answered."""
 
     def __init__(self, lost_calls=0):
         super().__init__()
-        self.lost_calls, self.sizes, self.may_answer, self.parcel_ids = lost_calls, [], asyncio.Event(), []
+        self.root, self.expects, self.lost_calls = self, None, lost_calls
+        self.sizes, self.parcel_ids = [], []
+        self.may_arrive, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.may_arrive.set()
+
+    def options(self, method_name=None, stream=False, **options):
+        bound = copy(self)
+        bound.expects = (method_name, stream)
+        return bound
 
     def remote(self, *asked):
-        return ManyResponse(self, *asked)
+        assert self.expects == (("caption", False) if len(asked) == 1 else ("captions", True))
+        return ManyResponse(self.root, *asked)
 
 
 class ManyResponse(MadeUpResponse):
     def __init__(self, handle, *asked):
         self.handle, self.asked = handle, asked
+        self.pieces = self._pieces(*asked) if len(asked) == 2 else None
 
     def __await__(self):
         return self._alone().__await__()
@@ -182,10 +193,14 @@ class ManyResponse(MadeUpResponse):
         await self.handle.may_answer.wait()
         return self.asked[0]
 
-    async def __aiter__(self):
-        parcel_id, tasks = self.asked
+    async def __anext__(self):
+        return await anext(self.pieces)
+
+    async def _pieces(self, parcel_id, tasks):
         self.handle.sizes.append(len(tasks))
         self.handle.parcel_ids.append(parcel_id)
+        await self.handle.may_arrive.wait()
+        yield []
         await self.handle.may_answer.wait()
         for index, task in enumerate(tasks):
             if index == 1 and self.handle.lost_calls:
@@ -194,19 +209,22 @@ class ManyResponse(MadeUpResponse):
             yield [(index, task)]
 
 
-def many(handle, count, act=None):
+def many(handle, count, act=None, most_replicas=1, weights=("weights",)):
     """What comes of so many tasks at once."""
 
     async def ask():
-        captioner = RemoteCaptioner(handle)
-        tasks = [replace(TASK, pixels=np.zeros(1), request_id=str(index)) for index in range(count)]
+        captioner = RemoteCaptioner(handle, most_replicas)
+        tasks = [
+            replace(TASK, pixels=np.zeros(1), request_id=str(index), weights=weights[index % len(weights)])
+            for index in range(count)
+        ]
         asking = [asyncio.create_task(captioner.caption(task)) for task in tasks]
         await asyncio.sleep(0.2)
         if act is not None:
             await act(asking)
         handle.may_answer.set()
         answers = await asyncio.gather(*asking, return_exceptions=True)
-        assert captioner._num_away == 0
+        assert not any(captioner._num_away.values())
         return [int(answer.request_id) if isinstance(answer, CaptionTask) else type(answer) for answer in answers]
 
     return asyncio.run(ask())
@@ -220,6 +238,15 @@ def test_few_captions_go_alone_and_of_many_a_sixteenth_together():
     assert many(handle, 64) == list(range(64))
     assert handle.sizes[31:] == [2] * 8 + [3] * 5 + [2]  # the last when its time was up
     assert len(set(handle.parcel_ids)) == len(handle.parcel_ids)
+
+
+def test_many_replicas_have_several_calls_each_and_each_model_its_own():
+    handle = ManyHandle()
+    many(handle, 64, most_replicas=8)
+    assert handle.sizes == [1] * 63 + [1]
+    handle = ManyHandle()
+    many(handle, 62, weights=("a", "b"))
+    assert handle.sizes == [1] * 62
 
 
 def test_what_a_lost_replica_has_answered_of_a_parcel_stays_and_the_rest_is_asked_again():
@@ -238,3 +265,32 @@ def test_one_of_a_parcel_that_gives_up_is_told_to_whoever_has_it():
     assert many(handle, 64, leave) == [*range(31), asyncio.CancelledError, *range(32, 64)]
     assert handle.told == [("give_up", [(handle.parcel_ids[0], 0)])]
     assert handle.cancelled == 0
+
+
+def test_who_gives_up_before_a_parcel_has_arrived_is_told_when_it_has():
+    async def leave(asking):
+        asking[31].cancel()
+        await asyncio.sleep(0.1)
+        assert handle.told == []
+        handle.may_arrive.set()
+        await asyncio.sleep(0.1)
+
+    handle = ManyHandle()
+    handle.may_arrive.clear()
+    assert many(handle, 64, leave) == [*range(31), asyncio.CancelledError, *range(32, 64)]
+    assert handle.told == [("give_up", [(handle.parcel_ids[0], 0)])]
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_parcel_of_which_all_give_up_is_cancelled(arrived):
+    async def leave(asking):
+        for each in asking[31:33]:
+            each.cancel()
+        await asyncio.sleep(0.1)
+        assert handle.cancelled == 1
+        handle.may_arrive.set()
+
+    handle = ManyHandle()
+    if not arrived:
+        handle.may_arrive.clear()
+    assert many(handle, 64, leave) == [*range(31), *[asyncio.CancelledError] * 2, *range(33, 64)]

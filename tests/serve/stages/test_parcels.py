@@ -191,6 +191,7 @@ def test_an_item_of_a_streamed_parcel_has_its_answer_before_the_others():
 def test_an_item_waits_for_company_of_its_own_group_for_so_long():
     async def run():
         other = Streamed()
+        REQUEST.set("mine")
         parcels = StreamedParcels(other, most_seconds=0.05)
         asking = [asyncio.create_task(parcels(item, item % 2, 2)) for item in range(3)]
         await moment()
@@ -201,18 +202,42 @@ def test_an_item_waits_for_company_of_its_own_group_for_so_long():
         await asyncio.gather(*asking)
         return early, other.sent, other.contexts
 
-    REQUEST.set("mine")
     assert asyncio.run(run()) == ([[0, 2]], [[0, 2], [1]], [None, None])
 
 
-def test_whoever_finds_no_answer_in_a_streamed_parcel_is_told():
+def test_the_time_of_a_parcel_that_went_full_is_not_the_next_one_s():
     async def run():
         other = Streamed()
-        other.may_end.set()
-        parcels = StreamedParcels(other, most_seconds=60)
-        return await asyncio.gather(*(parcels(item, None, 2) for item in range(2)), return_exceptions=True)
+        parcels = StreamedParcels(other, most_seconds=0.2)
+        asking = [asyncio.create_task(parcels(item, None, 2)) for item in range(2)]
+        await asyncio.sleep(0.12)
+        asking.append(asyncio.create_task(parcels(2, None, 2)))
+        await asyncio.sleep(0.12)  # the first one's time would be up
+        early = list(other.sent)
+        asking.append(asyncio.create_task(parcels(3, None, 2)))
+        await moment()
+        for item in range(4):
+            other.answer(item)
+        await asyncio.gather(*asking)
+        return early, other.sent
 
-    assert [type(each) for each in asyncio.run(run())] == [RuntimeError, RuntimeError]
+    assert asyncio.run(run()) == ([[0, 1]], [[0, 1], [2, 3]])
+
+
+@pytest.mark.parametrize(("error", "told"), [(None, RuntimeError), (ConnectionError("lost"), ConnectionError)])
+def test_whoever_finds_no_answer_in_a_streamed_parcel_is_told(error, told):
+    async def run():
+        async def other(parcel):
+            settle(parcel[0], "answer")
+            if error is not None:
+                raise error
+
+        parcels = StreamedParcels(other, most_seconds=60)
+        return await asyncio.gather(*(parcels(item, None, 3) for item in range(3)), return_exceptions=True)
+
+    first, *others = asyncio.run(run())
+    assert first == "answer"
+    assert [type(each) for each in others] == [told, told]
 
 
 def test_a_streamed_parcel_is_cancelled_when_nobody_waits_for_it_any_more():
@@ -226,6 +251,12 @@ def test_a_streamed_parcel_is_cancelled_when_nobody_waits_for_it_any_more():
         one_of_two = other.cancelled
         pair[1].cancel()
         await moment()
+        pair = [asyncio.create_task(parcels(item, None, 2)) for item in (4, 5)]
+        await moment()
+        other.answer(4)
+        await moment()
+        pair[1].cancel()
+        await moment()
         leaving = asyncio.create_task(parcels(2, None, 2))
         await moment()
         leaving.cancel()
@@ -235,7 +266,7 @@ def test_a_streamed_parcel_is_cancelled_when_nobody_waits_for_it_any_more():
         other.answer(3)
         return one_of_two, other.cancelled, await staying, other.sent
 
-    assert asyncio.run(run()) == (0, 1, 6, [[0, 1], [3]])
+    assert asyncio.run(run()) == (0, 2, 6, [[0, 1], [4, 5], [3]])
 
 
 class Work:
@@ -257,6 +288,7 @@ def test_the_other_end_answers_what_is_done_in_one_moment_together():
     async def run():
         work = Work()
         answers = Unpacked(work).answers("parcel", ["a", "b", "c", "d"])
+        assert await anext(answers) == [], "they are here"
         first = asyncio.create_task(anext(answers))
         await moment()
         work.let["c"].set_result("C")
@@ -279,6 +311,7 @@ def test_the_other_end_leaves_off_what_is_given_up_and_all_when_it_is_cancelled(
         work = Work()
         unpacked = Unpacked(work)
         answers = unpacked.answers("parcel", ["a", "b", "c"])
+        await anext(answers)
         first = asyncio.create_task(anext(answers))
         await moment()
         unpacked.give_up("parcel", 0)
