@@ -261,12 +261,10 @@ def _bare(predictor: CaptionPredictor, files: list[bytes], batch_size: int, seco
 def _start_raycap(model: str, rbm: str, port: int) -> None:
     served = {"caption": {"model": model, "rbm": rbm}}
     uncached = {"cache_bytes": 0}
-    if are_wide([read_captioner_shape(model)]):
-        replicas, encoder_threads = {}, {"torch_threads": num_cores()}
-    else:
-        replicas, encoder_threads = {"num_replicas": num_cores(), "num_cpus": 1}, {}
+    # A single product of a wide model keeps all cores busy.
+    encoder_threads = {"torch_threads": num_cores()} if are_wide([read_captioner_shape(model)]) else {}
     shapes = {
-        "fused": {"kind": "cpu", "captioner": uncached | replicas},
+        "fused": {"kind": "cpu", "captioner": uncached | {"num_replicas": num_cores(), "num_cpus": 1}},
         "disaggregated": {"kind": "disaggregated", "encoder": uncached | encoder_threads},
     }
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host="127.0.0.1", port=port))
