@@ -45,8 +45,8 @@ class DeploymentOptions(Config):
 
     max_ongoing_requests: int = Field(default=256, ge=1)
     """At one replica at once, computed there or waiting; further requests wait at the caller, or, of captions that
-    share calls, at the replica too. Well above what a
-    replica computes at once: a caller asks a full replica again only now and then, and latecomers overtake."""
+    share calls, at the replica too. Well above what a replica computes at once: a caller asks a full replica again only
+    now and then, and latecomers overtake."""
 
     target_ongoing_requests: int = Field(default=32, ge=1)
     """At one replica, beyond which replicas are added where max_replicas allows it."""
