@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from torch import distributed
+from gloo_workers import run_workers
 
 from raycap.models.randomness import KeyedGenerator
 from raycap.models.rbm import GaussianBernoulliRBM
@@ -56,30 +54,18 @@ def parameters(task: ContrastiveDivergenceTask) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in task.refiner.rbm.named_parameters()}
 
 
-def _worker(rank: int, count: int, folder: str) -> None:
-    _join(rank, count, folder)
+def _worker(rank: int, count: int, folder: Path) -> None:
     task = make_task(rank, count, N, D, H)
     train(task, images(120, N, D), 6)
     energies = task.refiner.rbm.free_energy(task.refiner.standardise(images(5, N, D)[:, task.refiner.rbm.shard.tokens]))
-    torch.save(parameters(task) | {"energies": energies.detach()}, f"{folder}/{rank}.pt")
-    _leave()
-
-
-def _join(rank: int, count: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=count)
-
-
-def _leave() -> None:
-    distributed.barrier()
-    os._exit(0)  # gloo's threads abort now and then when the interpreter takes them down
+    torch.save(parameters(task) | {"energies": energies.detach()}, folder / f"{rank}.pt")
 
 
 def test_two_workers_train_the_rbm_that_one_trains(tmp_path: Path) -> None:
     alone = make_task(0, 1, N, D, H)
     start = parameters(alone)
     train(alone, images(120, N, D), 6)
-    mp.spawn(_worker, (2, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    run_workers(2, _worker, tmp_path, folder=tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first["hidden_bias"], second["hidden_bias"])
     assert torch.equal(first["energies"], second["energies"])
@@ -111,13 +97,11 @@ def test_more_workers_than_tokens_are_refused() -> None:
         VisibleShard(0, 8, N, D)
 
 
-def _peak(rank: int, count: int, folder: str) -> None:
-    _join(rank, count, folder)
+def _peak(rank: int, count: int, folder: Path) -> None:
     train(make_task(rank, count, 2 * count, D, H), images(8, 2 * count, D), 2)  # what any training takes once
     before = _peak_megabytes()
     train(make_task(rank, count, 1024, 128, 64), images(16, 1024, 128), 2)
-    Path(folder, f"{count}-{rank}").write_text(str(_peak_megabytes() - before))
-    _leave()
+    (folder / f"{count}-{rank}").write_text(str(_peak_megabytes() - before))
 
 
 def _peak_megabytes() -> float:
@@ -130,10 +114,8 @@ def _peak_megabytes() -> float:
 def test_with_two_workers_the_peak_memory_of_each_halves(tmp_path: Path) -> None:
     """131,072 visible units: weights, gradients and Adam's moments of 64 hidden units are 134 MB."""
     for count in (1, 2):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        mp.spawn(_peak, (count, str(folder)), nprocs=count)  # type: ignore[no-untyped-call]
-    alone = float((tmp_path / "1" / "1-0").read_text())
-    shares = [float((tmp_path / "2" / f"2-{rank}").read_text()) for rank in range(2)]
+        run_workers(count, _peak, tmp_path, folder=tmp_path)
+    alone = float((tmp_path / "1-0").read_text())
+    shares = [float((tmp_path / f"2-{rank}").read_text()) for rank in range(2)]
     assert alone > 134
     assert max(shares) < 0.6 * alone, (alone, shares)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from torch import distributed
+from gloo_workers import run_workers
 
 from raycap.models.partition import exact_log_partition
 from raycap.models.randomness import GROUP_ROWS, KeyedGenerator
@@ -83,16 +81,12 @@ def test_accumulated_batches_are_one_large_batch() -> None:
     assert torch.allclose(*gradients, atol=1e-5)
 
 
-def _worker(rank: int, num_workers: int, kind: type[ContrastiveDivergence], centred: bool, folder: str) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=num_workers)
+def _worker(rank: int, num_workers: int, kind: type[ContrastiveDivergence], centred: bool, folder: Path) -> None:
     share = BATCH // num_workers
     task = make_task(kind, rank * share)
     strategy = make_strategy("in_place", task, num_workers, centred=centred)
     run(strategy, [batch[rank * share : (rank + 1) * share] for batch in batches()])
-    torch.save(parameters(task), f"{folder}/{rank}.pt")
-    distributed.barrier()
-    os._exit(0)  # gloo's threads abort now and then when the interpreter takes them down
+    torch.save(parameters(task), folder / f"{rank}.pt")
 
 
 @pytest.mark.parametrize(
@@ -104,7 +98,7 @@ def test_two_workers_give_the_parameters_of_one(
 ) -> None:
     alone = make_task(kind)
     run(make_strategy("in_place", alone, centred=centred), batches())
-    mp.spawn(_worker, (2, kind, centred, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    run_workers(2, _worker, kind, centred, tmp_path, folder=tmp_path)
     together = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert torch.equal(*together)
     assert torch.allclose(together[0], parameters(alone), atol=1e-5)

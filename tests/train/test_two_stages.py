@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from gloo_workers import run_workers
 from lstm_runs import KeepingHost, config, run, task
 from torch.nn.parallel import DistributedDataParallel
 
@@ -54,9 +54,7 @@ class TwoHalves(torch.nn.Module):
         return {"loss": self.second(self.first(batch["x"])).square().mean()}
 
 
-def _train(rank: int, world: int, rendezvous: str, out: Path) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=world)
+def _train(rank: int, world: int, folder: Path) -> None:
     model = TwoHalves()
     strategy = DdpStrategy(
         model,  # type: ignore[arg-type]
@@ -76,15 +74,12 @@ def _train(rank: int, world: int, rendezvous: str, out: Path) -> None:
             strategy.step()
     assert isinstance(strategy._model, DistributedDataParallel) == (world > 1)
     if rank == 0:
-        torch.save(model.state_dict(), out)
-    torch.distributed.destroy_process_group()
+        torch.save(model.state_dict(), folder / f"{world}.pt")
 
 
 def test_two_workers_take_the_steps_of_one_in_both_stages(tmp_path: Path) -> None:
     for world in (1, 2):
-        arguments = (world, str(tmp_path / f"rendezvous-{world}"), tmp_path / f"{world}.pt")
-        # Not forked: this process has threads, and has computed gradients.
-        mp.spawn(_train, arguments, nprocs=world)  # type: ignore[no-untyped-call]
+        run_workers(world, _train, tmp_path, folder=tmp_path)
     alone, together = (torch.load(tmp_path / f"{world}.pt", weights_only=True) for world in (1, 2))
     begun = TwoHalves().state_dict()
     for name, tensor in alone.items():
