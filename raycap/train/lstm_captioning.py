@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,95 +9,31 @@ import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, ResNetModel
+from transformers import PreTrainedTokenizerBase, ResNetModel
 
 from raycap import storage
-from raycap.checkpoint.directory import absolute_source
 from raycap.checkpoint.identity import encoder_fingerprint
 from raycap.checkpoint.lstm_captioner import CaptioningLstm, load_lstm_captioner, save_lstm_captioner
-from raycap.checkpoint.pretrained import load_resnet
 from raycap.config import Config
 from raycap.data.features import open_store
 from raycap.data.rows import Chunk, Rows, open_rows, read_chunk
-from raycap.data.vocabulary import SPECIAL_TOKENS, encode_references, make_vocabulary
-from raycap.data.word_vectors import WordVectors, read_word_vectors
+from raycap.data.vocabulary import encode_references
+from raycap.data.word_vectors import read_word_vectors
 from raycap.errors import UserError
 from raycap.metrics.cider import CorpusCider
 from raycap.models.lstm_captioner import LstmCaptioner
 from raycap.models.lstm_decoding import write_captions
-from raycap.models.resnet_regions import ResNetRegions, ResNetShape
+from raycap.models.resnet_regions import ResNetRegions
 from raycap.progress import say
 from raycap.tasks.lstm_captioning import LstmCaptioningTask, Reward, regions_of
 from raycap.train.caption_validation import Captioned, CaptionValidation, broadcast_buffers, caption_chunks, score
 from raycap.train.cropped_images import CroppedImages
+from raycap.train.lstm_model import NewLstmCaptioner, PretrainedLstmCaptioner, PretrainedResNet, load_vocabulary
 from raycap.train.recipe import Measured, Sample, Share, Validation, decay_matrices
 from raycap.train.stored_regions import StoredRegions, pair_chunks
 from raycap.train.stream import to_tensors
-from raycap.train.word_counts import count_split_words
 
 _SAMPLES = 8
-
-
-class NewResNet(Config):
-    """A ResNet from nothing."""
-
-    kind: Literal["new"] = "new"
-    shape: ResNetShape = ResNetShape()
-
-    def build(self) -> ResNetModel:
-        return self.shape.build()
-
-
-class PretrainedResNet(Config):
-    """A ResNet to begin with, or to keep as it is."""
-
-    kind: Literal["pretrained"] = "pretrained"
-    path: str
-    """Model directory, s3:// prefix or hub name (microsoft/resnet-50)."""
-
-    def build(self) -> ResNetModel:
-        return load_resnet(self.path, "task.model.encoder.path")
-
-
-class NewLstmCaptioner(Config):
-    """A decoder from nothing, its vocabulary the words of the training captions."""
-
-    kind: Literal["new"] = "new"
-    encoder: Annotated[NewResNet | PretrainedResNet, Field(discriminator="kind")] = NewResNet()
-
-    image_size: int = Field(default=224, ge=32)
-    """Edge of the images that the ResNet sees, in pixels."""
-
-    grid: int = Field(default=7, ge=1)
-    """Its features are averaged to grid x grid regions."""
-
-    min_frequency: int = Field(default=2, ge=1)
-    """Rarer words are ``<unk>``."""
-
-    embed_dim: int = Field(default=256, ge=1)
-    """Of the words."""
-
-    word_vectors: WordVectors | None = None
-    """Of embed_dim numbers, to begin with; words that are not among them begin with random ones."""
-
-    hidden_dim: int = Field(default=256, ge=1)
-    """Of the LSTM."""
-
-    attention_dim: int | None = Field(default=None, ge=1)
-    """Of Show, Attend and Tell's attention; null scores a region by one linear map, as the published study does."""
-
-    gated: bool = False
-    """Show, Attend and Tell's gate, which weighs what is seen against what is already said."""
-
-    dropout: float = Field(default=0.5, ge=0, lt=1)
-
-
-class PretrainedLstmCaptioner(Config):
-    """A captioner to train further: the second stage of a fine-tuning, say, with its encoder set free."""
-
-    kind: Literal["pretrained"] = "pretrained"
-    path: str
-    """Model directory or s3:// prefix."""
 
 
 class OnlineRegions(Config):
@@ -242,21 +177,16 @@ class LstmCaptioningTraining(Config):
         return self._prepare(rows, output)
 
     def _prepare(self, rows: Rows, output: str) -> LstmCaptioningRecipe:
-        if isinstance(self.model, PretrainedLstmCaptioner):
-            model = self.model.model_copy(update={"path": absolute_source(self.model.path)})
-            recipe = LstmCaptioningRecipe(self.model_copy(update={"model": model}), rows, model.path)
+        settings = self.model_copy(update={"model": self.model.absolute()})
+        if isinstance(settings.model, PretrainedLstmCaptioner):
+            recipe = LstmCaptioningRecipe(settings, rows, settings.model.path)
             if self.self_critical is not None:
                 recipe.learn_from_reward(self.self_critical)
             return recipe
         vocabulary_uri = storage.join(output, "tokenizer")
-        if not storage.exists(storage.join(vocabulary_uri, "tokenizer.json")):
-            _make_vocabulary(rows, self.train_split, self.model.min_frequency, vocabulary_uri)
-        settings = self
-        if isinstance(self.model.encoder, PretrainedResNet):
-            path = absolute_source(self.model.encoder.path)
-            encoder = self.model.encoder.model_copy(update={"path": path})
-            settings = self.model_copy(update={"model": self.model.model_copy(update={"encoder": encoder})})
-        return LstmCaptioningRecipe(settings, rows, vocabulary_uri, _first_embeddings(self.model, vocabulary_uri))
+        settings.model.make_vocabulary(rows, self.train_split, vocabulary_uri)
+        first_embeddings = settings.model.first_embeddings(load_vocabulary(vocabulary_uri))
+        return LstmCaptioningRecipe(settings, rows, vocabulary_uri, first_embeddings)
 
 
 class LstmCaptioningRecipe:
@@ -372,27 +302,13 @@ class LstmCaptioningRecipe:
         save_lstm_captioner(directory, CaptioningLstm(task.encoder, task.decoder, self._vocabulary()))
 
     def _vocabulary(self) -> PreTrainedTokenizerBase:
-        return _load_vocabulary(self.vocabulary_uri)
+        return load_vocabulary(self.vocabulary_uri)
 
     def _build(self) -> CaptioningLstm:
         model = self.settings.model
         if isinstance(model, PretrainedLstmCaptioner):
             return load_lstm_captioner(model.path)
-        vocabulary = self._vocabulary()
-        encoder = ResNetRegions(model.encoder.build(), model.image_size, model.grid)
-        decoder = LstmCaptioner(
-            len(vocabulary),
-            model.embed_dim,
-            model.hidden_dim,
-            encoder.embed_dim,
-            attention_dim=model.attention_dim,
-            gated=model.gated,
-            dropout=model.dropout,
-        )
-        with torch.no_grad():
-            for word, vector in self.first_embeddings.items():
-                decoder.embedding.weight[word] = torch.from_numpy(vector)
-        return CaptioningLstm(encoder, decoder, vocabulary)
+        return model.build(self._vocabulary(), self.first_embeddings)
 
 
 def _copy(task: LstmCaptioningTask, device: torch.device, num_workers: int) -> tuple[ResNetRegions, LstmCaptioner]:
@@ -412,32 +328,3 @@ def _copy(task: LstmCaptioningTask, device: torch.device, num_workers: int) -> t
 def _require_room(resize: int, image_size: int) -> None:
     if resize < image_size:
         raise ValueError(f"resize = {resize}: smaller than the model's image_size ({image_size}); set at least that")
-
-
-def _load_vocabulary(uri: str) -> PreTrainedTokenizerBase:
-    with storage.local_directory(uri) as directory:
-        return PreTrainedTokenizerFast.from_pretrained(directory)
-
-
-def _make_vocabulary(rows: Rows, split: str, min_frequency: int, uri: str) -> None:
-    counts = count_split_words(rows, split)
-    vocabulary = make_vocabulary(counts, min_frequency)
-    if len(vocabulary) == len(SPECIAL_TOKENS):
-        raise UserError(
-            f"task.rows = {rows.uri}: no word of split {split} occurs {min_frequency} times (model.min_frequency)"
-        )
-    with tempfile.TemporaryDirectory(prefix="raycap-") as folder:
-        vocabulary.save_pretrained(folder)
-        storage.upload_directory(folder, uri, last="tokenizer.json")
-    known = len(vocabulary) - len(SPECIAL_TOKENS)
-    say(f"vocabulary: {known:,} of {len(counts):,} words, and {len(SPECIAL_TOKENS)} special tokens")
-
-
-def _first_embeddings(model: NewLstmCaptioner, vocabulary_uri: str) -> dict[int, np.ndarray]:
-    if model.word_vectors is None:
-        return {}
-    ids = _load_vocabulary(vocabulary_uri).get_vocab()
-    words = [word for word in ids if word not in SPECIAL_TOKENS]
-    vectors = read_word_vectors(model.word_vectors, words, model.embed_dim, "task.model.word_vectors")
-    say(f"word vectors: of {len(vectors):,} of the vocabulary's {len(words):,} words; the others begin at random")
-    return {ids[word]: vector for word, vector in vectors.items()}

@@ -2,7 +2,6 @@
 cancelled with whoever waits for them."""
 
 import asyncio
-import contextvars
 import functools
 import logging
 from collections import Counter
@@ -19,7 +18,7 @@ from ray.serve.handle import DeploymentHandle
 
 from raycap.serve.errors import Overloaded
 from raycap.serve.stages.batching import Waiting
-from raycap.serve.stages.parcels import Parcels, StreamedParcels, settle
+from raycap.serve.stages.parcels import Parcels, StreamedParcels, in_background, settle
 from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
 
 logger = logging.getLogger("ray.serve")
@@ -168,9 +167,7 @@ class RemoteCaptioner(_Stage):
             return
         self._given_up.append((parcel_id, index))
         if len(self._given_up) == 1:  # those of the same moment are told together
-            telling = asyncio.get_running_loop().create_task(self._tell(), context=contextvars.Context())
-            self._telling.add(telling)
-            telling.add_done_callback(self._telling.discard)
+            in_background(self._tell(), self._telling)
 
     async def _tell(self) -> None:
         """Which replica has which parcel only Serve knows, so all are told."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextvars
-import functools
 import logging
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Hashable, Sequence
@@ -60,18 +59,12 @@ class Parcels(Generic[InputT, OutputT]):
         while waiting and (len(away) < self.num_away or len(waiting) >= size):
             parcel = take(waiting, size)
             if parcel:
-                # In a context of its own: Serve would cancel it with the request in whose context it began.
-                sending = asyncio.get_running_loop().create_task(self._send(parcel), context=contextvars.Context())
-                away.add(sending)
-                sending.add_done_callback(functools.partial(self._unpack, group))
+                sending = in_background(self._send(parcel), away)
+                sending.add_done_callback(lambda _: self._pack_group(group))
         if not waiting:
             del self._waiting[group]
         if not away:
             del self._away[group]
-
-    def _unpack(self, group: Hashable, sending: asyncio.Task[None]) -> None:
-        self._away[group].discard(sending)
-        self._pack_group(group)
 
     async def _send(self, parcel: list[Waiting[InputT, OutputT]]) -> None:
         _cancelled_with(parcel)
@@ -116,10 +109,7 @@ class StreamedParcels(Generic[InputT, OutputT]):
         waiting = self._waiting.pop(group)
         parcel = take(waiting, len(waiting))
         if parcel:
-            # In a context of its own: Serve would cancel it with the request in whose context it began.
-            sending = asyncio.get_running_loop().create_task(self._send(parcel), context=contextvars.Context())
-            self._away.add(sending)
-            sending.add_done_callback(self._away.discard)
+            in_background(self._send(parcel), self._away)
 
     async def _send(self, parcel: list[Waiting[InputT, OutputT]]) -> None:
         _cancelled_with(parcel)
@@ -168,6 +158,15 @@ class Unpacked(Generic[InputT, OutputT]):
         computing = self._computing.get((parcel_id, index))
         if computing is not None:
             computing.cancel()
+
+
+def in_background(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    """A task that is among the tasks while it lasts, in a context of its own: Serve would cancel it with the request in
+    whose context it began."""
+    task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
 
 
 def settle(waiting: Waiting[InputT, OutputT], outcome: OutputT | Exception) -> None:

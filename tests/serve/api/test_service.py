@@ -1,5 +1,7 @@
 """Which models are served, whether they would answer, and what is said of them."""
 
+import logging
+
 import pytest
 
 from raycap.errors import UserError
@@ -106,7 +108,10 @@ GONE = "model = /srv/models/blip: no such directory; give a BLIP directory, s3:/
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("line", [GONE, "decoding.length_penalty = 3: not of a request"])
-def test_what_a_stage_says_of_the_server_is_logged_and_not_told(make, data_url, caplog, line, stream):
+def test_what_a_stage_says_of_the_server_is_logged_and_not_told(make, data_url, caplog, monkeypatch, line, stream):
+    # Serve, once started in this process, keeps it from caplog.
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+
     async def gone(step):
         raise UserError(line)
 
