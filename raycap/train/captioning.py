@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from raycap import storage
 from raycap.checkpoint.directory import absolute_source
 from raycap.checkpoint.pretrained import load_blip, save_blip
 from raycap.config import Config
-from raycap.data.rows import Chunk, Rows, decode_images, draw_captions, open_rows, read_chunk
-from raycap.data.text import count_prompt_tokens, encode_captions, train_wordpiece
+from raycap.data.rows import Rows, open_rows, read_chunk
+from raycap.data.text import count_prompt_tokens, train_wordpiece
 from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, BlipShape, build_blip
 from raycap.progress import say
 from raycap.tasks.captioning import CaptioningTask
+from raycap.train.captioned_images import CaptionedImages
 from raycap.train.recipe import HopelessRunError, Measured, Share, Validation, decay_matrices
-from raycap.train.stream import Arrays, Batch, to_tensors
 
 
 class NewBlip(Config):
@@ -149,42 +148,6 @@ class CaptioningRecipe:
                 tokenizer = AutoTokenizer.from_pretrained(directory)
             return build_blip(self.settings.model.shape, tokenizer)
         return load_blip(self.settings.model.path)
-
-
-class CaptionedImages:
-    """Rows as images and token ids; of an image's captions one is drawn by the block's generator."""
-
-    samples_per_row = 1
-
-    def __init__(
-        self,
-        rows: Rows,
-        image_size: int,
-        tokenizer: PreTrainedTokenizerBase,
-        bos_id: int,
-        prompt: str,
-        max_tokens: int,
-    ) -> None:
-        self.rows, self.image_size = rows, image_size
-        self.bytes_per_row = image_size**2 * 3 + max_tokens * 8
-        self.tokenizer, self.bos_id, self.prompt, self.max_tokens = tokenizer, bos_id, prompt, max_tokens
-
-    def chunks(self, split: str) -> list[Chunk]:
-        return self.rows.chunks(split)
-
-    def read(self, chunks: Sequence[Chunk], rng: np.random.Generator) -> Arrays:
-        """``images`` (n, H, W, 3) uint8 and ``input_ids`` (n, T) int64."""
-        images: list[np.ndarray] = []
-        captions: list[str] = []
-        for chunk in chunks:
-            table = read_chunk(chunk, ["image_id", "image_bytes", "captions"])
-            images.append(decode_images(chunk, table, self.image_size))
-            captions += draw_captions(table, rng)
-        input_ids = encode_captions(self.tokenizer, captions, self.bos_id, self.prompt, self.max_tokens)
-        return {"images": np.concatenate(images), "input_ids": input_ids}
-
-    def to_samples(self, arrays: Arrays) -> Batch:
-        return to_tensors(arrays)
 
 
 def _make_tokenizer(rows: Rows, split: str, model: NewBlip, uri: str) -> None:

@@ -31,15 +31,15 @@ from raycap.models.sharded_rbm import ShardedGaussianBernoulliRBM, VisibleShard
 from raycap.predictor import EncoderStage
 from raycap.progress import say
 from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
+from raycap.train.blocks import Source
 from raycap.train.embeddings import (
     OnlineEmbeddings,
     OnlineFeatures,
-    StoredEmbeddings,
     StoredFeatures,
     measure_statistics,
 )
 from raycap.train.recipe import HopelessRunError, Measured, Share, Validation, decay_matrices
-from raycap.train.stream import Source
+from raycap.train.stored_embeddings import StoredEmbeddings
 
 
 class ContrastiveDivergenceTraining(Config):

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from raycap.data.crops import random_crops
 from raycap.data.rows import Chunk, Rows, decode_images, draw_captions, read_chunk
 from raycap.data.vocabulary import encode_references, encode_words
-from raycap.train.stream import Arrays, Batch, to_tensors
+from raycap.train.blocks import Arrays, Batch, to_tensors
 
 
 class CroppedImages:

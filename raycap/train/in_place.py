@@ -7,8 +7,8 @@ from torch import nn
 
 from raycap.models.rbm_gradient import centre_gradient
 from raycap.tasks.contrastive_divergence import ContrastiveDivergenceTask
+from raycap.train.blocks import Batch
 from raycap.train.strategy import Losses, ReplicatedStrategy, ScheduleFactor
-from raycap.train.stream import Batch
 
 _OFFSET_MEMORY = 0.99
 

@@ -17,6 +17,7 @@ import torch
 from raycap import cluster, storage
 from raycap.hardware import num_cores
 from raycap.progress import Progress, say
+from raycap.train.blocks import Batch, Block, Plan, Source, batches_per_epoch, plan_epoch, reading_order
 from raycap.train.config import AdamW, DeepSpeed, InPlace, TrainConfig
 from raycap.train.host import Host, RayTrainHost
 from raycap.train.in_place import InPlaceStrategy
@@ -24,16 +25,7 @@ from raycap.train.mlflow_tracking import log_metrics
 from raycap.train.recipe import HopelessRunError, Measured, Recipe, Sample, Share, Validation
 from raycap.train.state import HISTORY, Place, load_state, save_state
 from raycap.train.strategy import DdpStrategy, DeepSpeedStrategy, Losses, Strategy
-from raycap.train.stream import (
-    Batch,
-    BatchStream,
-    Block,
-    Plan,
-    Source,
-    batches_per_epoch,
-    plan_epoch,
-    reading_order,
-)
+from raycap.train.stream import BatchStream
 from raycap.train.visible_sharding import VisibleShardingStrategy
 
 ERROR = "error.json"
@@ -42,19 +34,15 @@ ERROR = "error.json"
 _BLOCKS_PER_PIPELINE = 1024
 
 
-def train_worker(arguments: dict[str, Any]) -> None:
+def train_worker(config: TrainConfig, recipe: Recipe) -> None:
     """Train from the last checkpoint, or from nothing, to the end.
-
-    Args:
-        arguments: ``config`` (TrainConfig) and ``recipe`` (Recipe).
 
     A hopeless run's error is left in ERROR for the driver: raised, it would only make Ray start the
     workers anew, ``max_failures`` times, to the same end.
     """
-    config: TrainConfig = arguments["config"]
     host = RayTrainHost()
     try:
-        Worker(config, arguments["recipe"], host).run()
+        Worker(config, recipe, host).run()
     except HopelessRunError as error:
         if host.rank == 0:
             storage.write_json(storage.join(config.output, ERROR), {"message": str(error)})

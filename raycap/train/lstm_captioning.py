@@ -26,12 +26,12 @@ from raycap.models.lstm_decoding import write_captions
 from raycap.models.resnet_regions import ResNetRegions
 from raycap.progress import say
 from raycap.tasks.lstm_captioning import LstmCaptioningTask, Reward, regions_of
+from raycap.train.blocks import to_tensors
 from raycap.train.caption_validation import Captioned, CaptionValidation, broadcast_buffers, caption_chunks, score
 from raycap.train.cropped_images import CroppedImages
 from raycap.train.lstm_model import NewLstmCaptioner, PretrainedLstmCaptioner, PretrainedResNet, load_vocabulary
 from raycap.train.recipe import Measured, Sample, Share, Validation, decay_matrices
 from raycap.train.stored_regions import StoredRegions, pair_chunks
-from raycap.train.stream import to_tensors
 
 _SAMPLES = 8
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from raycap.errors import UserError
 from raycap.tasks.task import Task
-from raycap.train.stream import Source
+from raycap.train.blocks import Source
 
 
 class HopelessRunError(UserError):

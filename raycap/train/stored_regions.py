@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from raycap.data.features import FeatureStore, read_features, read_image_ids
 from raycap.data.rows import Chunk, Rows, draw_captions, read_chunk
 from raycap.errors import UserError
+from raycap.train.blocks import Arrays, Batch, to_tensors
 from raycap.train.cropped_images import encode_texts
-from raycap.train.stream import Arrays, Batch, to_tensors
 
 
 class StoredRegions:

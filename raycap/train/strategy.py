@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from raycap.checkpoint.directory import publish
 from raycap.tasks.task import Task
-from raycap.train.stream import Batch
+from raycap.train.blocks import Batch
 
 Losses = dict[str, torch.Tensor]
 ScheduleFactor = Callable[[int], float]

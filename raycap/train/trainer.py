@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -14,12 +15,12 @@ from raycap import cluster, storage
 from raycap.claim import claim, is_claimed
 from raycap.errors import UserError
 from raycap.progress import say
+from raycap.train.blocks import READER_CPUS
 from raycap.train.config import TrainConfig
 from raycap.train.loop import ERROR, train_worker
 from raycap.train.mlflow_tracking import RUN_FILE
 from raycap.train.recipe import Recipe
 from raycap.train.state import HISTORY
-from raycap.train.stream import READER_CPUS
 
 _RUN = "run.json"
 _CHECKPOINTS = "checkpoints"
@@ -51,8 +52,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     recipe = config.task.prepare(config.output)
     filesystem, path = storage.resolve(config.output)
     trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"config": config, "recipe": recipe},
+        # Not as train_loop_config, which Ray Train's controller reads, too: it would import the models.
+        functools.partial(train_worker, config, recipe),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,

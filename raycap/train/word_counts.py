@@ -12,7 +12,7 @@ from raycap import cluster
 from raycap.data.rows import Rows, read_chunk
 from raycap.data.vocabulary import count_words
 from raycap.progress import Progress
-from raycap.train.stream import READER_CPUS
+from raycap.train.blocks import READER_CPUS
 
 _CHUNKS_A_TASK = 32
 

@@ -7,8 +7,8 @@ from tiny import CAPTIONS
 
 from raycap.data.rows import decode_images, open_rows, read_chunk
 from raycap.data.vocabulary import count_words, encode_words, make_vocabulary
+from raycap.train.blocks import Arrays
 from raycap.train.cropped_images import CroppedImages
-from raycap.train.stream import Arrays
 
 
 def read(uri: str, split: str, seed: int) -> Arrays:

@@ -5,6 +5,8 @@ Read in process; reading by Ray Data is in test_training.py.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +14,8 @@ import pytest
 import torch
 
 from raycap.data.rows import Chunk
-from raycap.train.stream import Arrays, Batch, BatchStream, batches_per_epoch, plan_epoch, reading_order
+from raycap.train.blocks import Arrays, Batch, batches_per_epoch, plan_epoch, reading_order
+from raycap.train.stream import BatchStream
 
 
 class Numbers:
@@ -110,3 +113,9 @@ def test_blocks_are_read_when_they_are_due() -> None:
     plan = plan_epoch(source, "train", seed=0, epoch=0, parts=range(3), num_parts=3, chunks_per_block=1)
     order = reading_order(plan, 10)
     assert [[block in blocks for blocks in plan].index(True) for block in order] == [0, 1, 2] * 4
+
+
+def test_the_tasks_that_read_do_not_wait_for_torch() -> None:
+    modules = ("blocks", "captioned_images", "cropped_images", "stored_regions", "stored_embeddings", "word_counts")
+    imports = "; ".join(f"import raycap.train.{module}" for module in modules)
+    subprocess.run([sys.executable, "-c", f"{imports}; import sys; assert 'torch' not in sys.modules"], check=True)
