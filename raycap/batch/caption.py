@@ -29,8 +29,9 @@ from raycap.batch.caption_plan import (
     finished_reports,
     summarise,
 )
-from raycap.batch.caption_stages import CaptionShard, load_predictor, read_shard
+from raycap.batch.caption_stages import CaptionShard, load_predictor
 from raycap.batch.pool import PoolConfig, require_room, run_pool
+from raycap.batch.reading import read_shard
 from raycap.checkpoint.directory import absolute_source
 from raycap.claim import claim, is_claimed
 from raycap.data.catalog import LeftOut

@@ -1,4 +1,4 @@
-"""The two stages of a captioning job, in Ray's workers: files to pixels, pixels to one file of captions."""
+"""The second stage of a captioning job, in Ray's workers: pixels to one file of captions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import time
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -17,7 +16,6 @@ from raycap.batch.pool import usable_threads
 from raycap.checkpoint.captioner import load_captioner
 from raycap.checkpoint.identity import pair_id, refiner_fingerprint
 from raycap.data.catalog import LeftOut
-from raycap.data.images import ImageError, decode_image, resize_image
 from raycap.hardware import Precision
 from raycap.models.decoding import Decoding
 from raycap.predictor import CaptionPredictor, DecoderStage, EncoderStage, Refinement, RefinerStage
@@ -30,33 +28,6 @@ SCHEMA = pa.schema(
         pa.field("log_probability", pa.float32(), nullable=False),  # in nats, given the image
     ]
 )
-
-
-def read_shard(row: dict[str, Any], *, image_size: int) -> list[dict[str, Any]]:
-    """Read and decode the images of a shard.
-
-    Args:
-        row: ``shard``, JSON of a :class:`Shard`.
-
-    Returns:
-        One row: that of before with ``paths`` (n,) and ``images`` (n, image_size, image_size, 3) uint8 of those that
-        are images, ``left_out``, JSON of the others, and ``error``, empty.
-    """
-    shard = Shard.model_validate_json(row["shard"])
-    images = np.empty((shard.num_images, image_size, image_size, 3), np.uint8)
-    paths: list[str] = []
-    left_out: list[LeftOut] = []
-    for path, data in shard.images.read():
-        if isinstance(data, LeftOut):
-            left_out.append(data)
-            continue
-        try:
-            images[len(paths)] = resize_image(decode_image(data), image_size)
-        except ImageError as error:
-            left_out.append(LeftOut(error.reason, path, str(error)))
-        else:
-            paths.append(path)
-    return [row | {"paths": paths, "images": images[: len(paths)], "left_out": json.dumps(left_out), "error": ""}]
 
 
 def load_predictor(model: str, rbm: str | None, precision: Precision) -> tuple[CaptionPredictor, dict[str, str]]:
@@ -110,7 +81,7 @@ class CaptionShard:
         self.ready_at = time.time()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row of :func:`read_shard` to counts and times; the captions are in ``output``."""
+        """A row of :func:`~raycap.batch.reading.read_shard` to counts and times; the captions are in ``output``."""
         shard = Shard.model_validate_json(row["shard"])
         paths = list(row["paths"])
         columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}

@@ -21,9 +21,10 @@ from pydantic import Field
 
 from raycap import storage
 from raycap.batch.evaluate_results import score, write_captions, write_scores
-from raycap.batch.evaluate_stages import CaptionBatch, Models, Variant, read_batch
+from raycap.batch.evaluate_stages import CaptionBatch, Models, Variant
 from raycap.batch.gallery import Gallery, choose_images, explain_cards, gallery_sections
 from raycap.batch.pool import PoolConfig, require_room, run_pool
+from raycap.batch.reading import read_spoiled
 from raycap.checkpoint.captioner import load_captioner
 from raycap.checkpoint.directory import absolute_source
 from raycap.checkpoint.identity import EncoderId, encoder_fingerprint, pair_id
@@ -118,7 +119,7 @@ class _Split(NamedTuple):
     """The images of a split without their pixels."""
 
     batches: list[dict[str, Any]]
-    """For :func:`read_batch`."""
+    """For :func:`read_spoiled`."""
 
     references: dict[str, list[str]]
     chunk_of: dict[str, Chunk]
@@ -353,7 +354,7 @@ def _results(
     config: EvaluateConfig, variants: Sequence[Variant], batches: Sequence[dict[str, Any]], image_sizes: Sequence[int]
 ) -> Iterator[dict[str, Any]]:
     """What :class:`CaptionBatch` gives for each batch and corruption, in any order."""
-    read = partial(read_batch, image_sizes=image_sizes, corruptions=config.corruptions)
+    read = partial(read_spoiled, image_sizes=image_sizes, corruptions=config.corruptions)
     worker = {"variants": variants, "models": _models(config, variants)}
     most = max(batch["stop"] - batch["start"] for batch in batches)
     batch_bytes = most * sum(size**2 * 3 for size in image_sizes) * len(config.corruptions)

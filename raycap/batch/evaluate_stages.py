@@ -1,4 +1,4 @@
-"""The two stages of an evaluation, in Ray's workers: rows to spoiled pixels, pixels to captions."""
+"""The second stage of an evaluation, in Ray's workers: spoiled pixels to captions."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from raycap.batch.pool import decode_span, usable_threads
-from raycap.data.corruptions import Corruption
+from raycap.batch.pool import usable_threads
 from raycap.hardware import Precision
 from raycap.models.decoding import Decoding
 from raycap.models.refiner import RbmRefiner
@@ -143,36 +142,6 @@ def _of(model: str | None) -> str:
     return model
 
 
-def read_batch(
-    row: dict[str, Any], *, image_sizes: Sequence[int], corruptions: Sequence[Corruption]
-) -> list[dict[str, Any]]:
-    """Decode one batch of a chunk of rows and spoil it in every way asked for.
-
-    Args:
-        row: ``file``, ``row_group`` and ``num_rows`` of the chunk, ``start`` and ``stop`` within it.
-
-    Returns:
-        For each corruption its name as ``corruption``, ``image_ids`` (b,), of every size ``images_SIZE``
-        (b, size, size, 3) uint8, and ``error``; b is 0 if a file is no image.
-    """
-    spans = {size: decode_span(row, size) for size in image_sizes}
-    image_ids, _, error = spans[image_sizes[0]]
-    return [
-        {
-            "corruption": corruption.name,
-            "image_ids": image_ids,
-            **{f"images_{size}": _spoil(images, image_ids, corruption) for size, (_, images, _) in spans.items()},
-            "error": error,
-        }
-        for corruption in corruptions
-    ]
-
-
-def _spoil(images: np.ndarray, image_ids: Sequence[str], corruption: Corruption) -> np.ndarray:
-    spoiled = [corruption.apply(*pair) for pair in zip(images, image_ids, strict=True)]
-    return np.array(spoiled, np.uint8).reshape(images.shape)
-
-
 class CaptionBatch:
     """Captions a batch once with each variant; an actor of the pool.
 
@@ -187,8 +156,8 @@ class CaptionBatch:
         self.ready_at = time.time()
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """A row of :func:`read_batch` to its ``error`` and to ``result``, JSON with captions by variant and, for
-        the RBM's, the images' summed mean free energies before and after each pass."""
+        """A row of :func:`~raycap.batch.reading.read_spoiled` to its ``error`` and to ``result``, JSON with captions by
+        variant and, for the RBM's, the images' summed mean free energies before and after each pass."""
         if row["error"]:
             return {"result": "", "error": row["error"]}
         # Copied, because Ray's memory is read-only, which torch has no notion of.

@@ -22,8 +22,9 @@ from pydantic import Field, model_validator
 
 from raycap import storage
 from raycap.batch.extract_plan import Item, done_files, plan
-from raycap.batch.extract_stages import EncodeChunk, RegionsView, load_embedder, native_precision, read_images
+from raycap.batch.extract_stages import EncodeChunk, RegionsView, load_embedder, native_precision
 from raycap.batch.pool import PoolConfig, require_room, run_pool
+from raycap.batch.reading import read_images
 from raycap.checkpoint.directory import absolute_source
 from raycap.checkpoint.identity import EncoderId
 from raycap.data.features import MANIFEST, claim_store, claimed_precision, finish_store

@@ -1,4 +1,4 @@
-"""The two stages of an extraction, in Ray's workers: rows to pixels, pixels to one file of embeddings."""
+"""The second stage of an extraction, in Ray's workers: pixels to one file of embeddings."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from raycap.batch.pool import decode_span, usable_threads
+from raycap.batch.pool import usable_threads
 from raycap.checkpoint.identity import EncoderId, encoder_fingerprint, pair_id
 from raycap.checkpoint.lstm_captioner import load_region_encoder
 from raycap.checkpoint.pretrained import load_blip
 from raycap.config import Config
 from raycap.data.features import write_features
-from raycap.data.rows import Chunk, read_chunk
 from raycap.errors import UserError
 from raycap.hardware import Precision, keep_freed_memory
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder
@@ -63,25 +62,6 @@ def load_embedder(model: str, with_captions: bool, regions: RegionsView | None) 
     if with_captions:
         return Embedder(encoder, decoder, pair_id(model, encoder, decoder))
     return Embedder(encoder, None, EncoderId(model, encoder_fingerprint(encoder)))
-
-
-def read_images(row: dict[str, Any], *, image_size: int, with_captions: bool = False) -> list[dict[str, Any]]:
-    """Decode one chunk of rows.
-
-    Args:
-        row: ``file``, ``row_group`` and ``num_rows`` of the chunk; what else is in it goes along.
-
-    Returns:
-        One row: that of before with ``image_ids`` (n,), ``images`` (n, image_size, image_size, 3) uint8,
-        ``captions``, a list of texts for each image as JSON (empty without captions), and ``error``; n is 0 if a
-        file is no image.
-    """
-    image_ids, images, error = decode_span(row, image_size)
-    captions = []
-    if with_captions and not error:
-        chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))
-        captions = read_chunk(chunk, ["captions"])["captions"].to_pylist()
-    return [row | {"image_ids": image_ids, "images": images, "captions": json.dumps(captions), "error": error}]
 
 
 class EncodeChunk:
@@ -131,7 +111,8 @@ class EncodeChunk:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """
         Args:
-            row: of :func:`read_images`, with ``name`` of the file and ``source``, what it is made from.
+            row: of :func:`~raycap.batch.reading.read_images`, with ``name`` of the file and ``source``, what it is made
+                from.
 
         Returns:
             Counts and times; the embeddings are in the store.

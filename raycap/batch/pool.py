@@ -11,13 +11,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import ray
 from pydantic import Field
 from ray.data import ActorPoolStrategy, Dataset, ExecutionResources, TaskPoolStrategy
 
 from raycap.cluster import connect, hidden_gpus, quiet, require
-from raycap.data.rows import Chunk, decode_images, read_chunk
 from raycap.errors import UserError
 from raycap.hardware import num_cores
 from raycap.job import JobConfig
@@ -110,24 +108,6 @@ def run_pool(
             f"max_failures = {config.max_failures}: a worker died more often ({str(error).splitlines()[0]}); it may "
             "lack memory, lower num_workers or batch_size; what is written stays, run the job again to continue"
         ) from error
-
-
-def decode_span(row: dict[str, Any], image_size: int) -> tuple[list[str], np.ndarray, str]:
-    """Decode some rows of a chunk, a broken image told as an error that goes along.
-
-    Args:
-        row: ``file``, ``row_group`` and ``num_rows`` of the chunk; ``start`` and ``stop`` within it, if not all.
-
-    Returns:
-        image ids (n,), (n, image_size, image_size, 3) uint8, and the error; n is 0 if a file is no image.
-    """
-    chunk = Chunk(row["file"], int(row["row_group"]), int(row["num_rows"]))
-    start, stop = int(row.get("start", 0)), int(row.get("stop", chunk.num_rows))
-    table = read_chunk(chunk, ["image_id", "image_bytes"]).slice(start, stop - start)
-    try:
-        return table["image_id"].to_pylist(), decode_images(chunk, table, image_size), ""
-    except UserError as reason:
-        return [], np.empty((0, image_size, image_size, 3), np.uint8), str(reason)
 
 
 def usable_threads(torch_threads: int) -> int:
