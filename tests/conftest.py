@@ -18,8 +18,9 @@ from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _few_threads() -> None:
+    """Also after a test in whose own process a stage or a training has set its own number."""
     torch.set_num_threads(2)
 
 

@@ -29,7 +29,7 @@ def task(rows: str, model: dict[str, Any] = MODEL, **settings: Any) -> dict[str,
 
 def config(task: dict[str, Any], output: Path, **settings: Any) -> TrainConfig:
     defaults: dict[str, Any] = {"epochs": 2, "batch_size_per_worker": 20, "log_every_steps": 1, "precision": "fp32"}
-    defaults |= {"cpus_per_worker": 0.5, "torch_threads": 1, "num_workers": 2}
+    defaults |= {"cpus_per_worker": 0.5, "torch_threads": 1, "num_workers": 2, "readers_per_worker": 0}
     optimizer = {"kind": "adamw", "learning_rate": 5e-3, "weight_decay": 0.0}
     return TrainConfig.model_validate(
         {"output": str(output), "task": task, "optimizer": optimizer, **defaults, **settings}

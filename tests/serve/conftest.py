@@ -1,17 +1,8 @@
 import pytest
-import torch
 from serve.tiny_models import make_files, make_models, predict
 from tiny import make_lstm_captioner
 
 from raycap.models.decoding import Decoding
-
-
-@pytest.fixture(autouse=True)
-def torch_threads():
-    """A stage in the tests' own process leaves it as it was."""
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from raycap.checkpoint.refiner import load_rbm_refiner, load_refiner
 from raycap.data.features import open_store, read_features
 from raycap.errors import UserError
 from raycap.train.config import TrainConfig
+from raycap.train.recipe import HopelessRunError, Share
 from raycap.train.trainer import train
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -32,7 +33,7 @@ def image_config(store: str, output: Path, task: dict[str, Any] | None = None, *
     base = {"kind": "contrastive_divergence", "features": {"kind": "store", "path": store}, "num_hidden": 12}
     base |= {"granularity": "image", "negatives": "pcd", "learn_variance": True}
     defaults = {"epochs": 2, "batch_size_per_worker": 16, "log_every_steps": 2, "precision": "fp32", "num_workers": 1}
-    defaults |= {"cpus_per_worker": 0.5, "torch_threads": 1, "strategy": SPREAD}
+    defaults |= {"cpus_per_worker": 0.5, "torch_threads": 1, "readers_per_worker": 0, "strategy": SPREAD}
     return TrainConfig.model_validate({"output": str(output), "task": base | (task or {}), **defaults, **settings})
 
 
@@ -57,7 +58,7 @@ def test_two_workers_publish_the_model_that_one_publishes(store: str, tmp_path: 
 
 def test_whole_on_one_worker_both_routes_end_in_the_same_rbm(store: str, tmp_path: Path) -> None:
     for kind in ("in_place", "ddp"):
-        train(image_config(store, tmp_path / kind, epochs=1, strategy={"kind": kind}))
+        train(image_config(store, tmp_path / kind, epochs=1, num_workers=0, strategy={"kind": kind}))
     states = [load_refiner(str(tmp_path / kind / "model")).state_dict() for kind in ("in_place", "ddp")]
     for name, value in states[0].items():
         assert torch.allclose(value, states[1][name], atol=1e-5), name
@@ -75,5 +76,6 @@ def test_settings_that_do_not_fit_are_refused(store: str, tmp_path: Path) -> Non
         image_config(store, tmp_path, {"negatives": "parallel_tempering"})
     with pytest.raises(ValidationError, match=r"needs num_workers \(0\) of at least 1"):
         image_config(store, tmp_path, num_workers=0)
-    with pytest.raises(UserError, match=r"num_workers = 6: an image has 5 tokens"):
-        train(image_config(store, tmp_path, num_workers=6, cpus_per_worker=0.1))
+    recipe = image_config(store, tmp_path, num_workers=6).task.prepare(str(tmp_path))
+    with pytest.raises(HopelessRunError, match=r"num_workers = 6: an image has 5 tokens"):
+        recipe.build_task(0, 0, Share(range(1), 1, 16, model_rank=0, model_workers=6))

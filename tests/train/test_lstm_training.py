@@ -31,7 +31,8 @@ def learned(output: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def ddp_run(tiny_rows: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("lstm") / "run"
-    train(config(task(tiny_rows, freeze_encoder=True), output, schedule={"kind": "stairs", "stair_epochs": 1}))
+    settings = {"schedule": {"kind": "stairs", "stair_epochs": 1}, "readers_per_worker": 1}
+    train(config(task(tiny_rows, freeze_encoder=True), output, **settings))
     return output
 
 

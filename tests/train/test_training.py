@@ -24,6 +24,7 @@ def captioning(rows: str, output: Path, **settings: Any) -> TrainConfig:
     task = {"kind": "captioning", "rows": rows, "model": {"kind": "new", "shape": TINY.model_dump(), "vocab_size": 100}}
     defaults: dict[str, Any] = {"epochs": 2, "batch_size_per_worker": 20, "log_every_steps": 1, "precision": "fp32"}
     defaults |= {"cpus_per_worker": 0.5, "torch_threads": 1, "optimizer": {"kind": "adamw", "learning_rate": 3e-3}}
+    defaults |= {"readers_per_worker": 0}
     return TrainConfig.model_validate({"output": str(output), "task": task, **defaults, **settings})
 
 
@@ -37,7 +38,7 @@ def history(output: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def ddp_run(tiny_rows: str, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("ddp") / "run"
-    train(captioning(tiny_rows, output, num_workers=2))
+    train(captioning(tiny_rows, output, num_workers=2, readers_per_worker=1))
     return output
 
 
@@ -53,7 +54,7 @@ def test_training_lowers_the_validation_loss_and_writes_a_model_that_loads(ddp_r
 def test_a_finished_run_is_not_trained_again(ddp_run: Path, tiny_rows: str) -> None:
     before = history(ddp_run)
     (ddp_run / "metrics.json").write_text('{"marker": 1}')
-    assert train(captioning(tiny_rows, ddp_run, num_workers=2)) == {"marker": 1}
+    assert train(captioning(tiny_rows, ddp_run, num_workers=2, readers_per_worker=1)) == {"marker": 1}
     assert history(ddp_run) == before
 
 
@@ -61,7 +62,7 @@ def test_another_run_s_output_is_refused(ddp_run: Path, tiny_rows: str) -> None:
     message = r"output = .*other settings \(epochs is \d there, 9 here; optimizer\.learning_rate is .*overwrite=true"
     with pytest.raises(UserError, match=message):
         config = {"kind": "adamw", "learning_rate": 1.0}
-        train(captioning(tiny_rows, ddp_run, num_workers=2, epochs=9, optimizer=config))
+        train(captioning(tiny_rows, ddp_run, num_workers=2, readers_per_worker=1, epochs=9, optimizer=config))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 3])
@@ -107,7 +108,7 @@ def test_a_pretrained_blip_trains_further_with_its_encoder_frozen(
 def test_accumulated_batches_equal_one_large_batch(tiny_rows: str, tmp_path: Path, ray_cluster: None) -> None:
     runs = []
     for name, settings in (("large", {}), ("parts", {"gradient_accumulation_steps": 2, "batch_size_per_worker": 10})):
-        train(captioning(tiny_rows, tmp_path / name, epochs=1, num_workers=1, **settings))
+        train(captioning(tiny_rows, tmp_path / name, epochs=1, num_workers=0, **settings))
         runs.append([r["validation_caption_loss"] for r in history(tmp_path / name) if "validation_caption_loss" in r])
     # Captions of different lengths weigh a little differently when the mean is taken by halves.
     assert runs[0] == pytest.approx(runs[1], rel=2e-2)
