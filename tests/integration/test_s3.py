@@ -138,7 +138,7 @@ def test_ingest_extract_train_evaluate_and_caption_as_submitted_jobs_on_s3(clust
 
     store = {"kind": "store", "path": features}
     task = {"kind": "contrastive_divergence", "features": store, "num_hidden": 8}
-    submit(cluster, "train-rbm", {"output": rbm, "task": task, **training}, tmp_path)
+    submit(cluster, "train-rbm", {"output": rbm, "task": task, **training, "readers_per_worker": 0}, tmp_path)
 
     settings = {"output": report, "rows": rows, "model": f"{blip}/model", "rbm": f"{rbm}/model", "exact_match": True}
     settings["decoding"] = {"max_new_tokens": 8}
@@ -182,6 +182,7 @@ def test_a_store_that_hangs_for_ten_seconds_during_a_checkpoint_loses_nothing(
         "epochs": 3,
         "batch_size_per_worker": 8,
         "cpus_per_worker": 0.5,
+        "torch_threads": 1,
         "precision": "fp32",
         "log_every_steps": 1,
         "checkpoint_every_steps": 2,
@@ -208,7 +209,8 @@ def test_a_store_that_hangs_for_ten_seconds_during_a_checkpoint_loses_nothing(
     code, _, errors = job.wait()
     assert code == 0, errors
 
-    file.write_text(yaml.safe_dump(config | {"output": str(tmp_path / "whole")}))
+    undisturbed = {"output": str(tmp_path / "whole"), "num_workers": 0, "readers_per_worker": 0}
+    file.write_text(yaml.safe_dump(config | undisturbed))
     code, _, errors = start_job("train", "--config", str(file)).wait()
     assert code == 0, errors
     model = "model/model.safetensors"

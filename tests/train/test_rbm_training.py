@@ -30,6 +30,7 @@ def rbm_config(store: str, output: Path, task: dict[str, Any] | None = None, **s
     base = {"kind": "contrastive_divergence", "features": {"kind": "store", "path": store}, "num_hidden": 12}
     defaults = {"epochs": 2, "batch_size_per_worker": 64, "log_every_steps": 2, "precision": "fp32", "num_workers": 0}
     defaults |= {"cpus_per_worker": 0.5, "torch_threads": 1, "optimizer": {"kind": "sgd", "learning_rate": 0.01}}
+    defaults |= {"readers_per_worker": 0}
     return TrainConfig.model_validate({"output": str(output), "task": base | (task or {}), **defaults, **settings})
 
 
@@ -65,7 +66,6 @@ def test_with_the_same_parts_two_workers_end_in_the_rbm_of_one(tmp_path: Path) -
     store = make_store(str(tmp_path / "features"), num_train=320)
     task = {"negatives": "pcd", "learn_variance": True}
     shared = {"strategy": {"kind": "in_place", "centred": True}, "data_parts": 2, "shuffle_chunks": 1}
-    shared |= {"readers_per_worker": 0}
     for count, batch in ((1, 128), (2, 64)):
         train(rbm_config(store, tmp_path / str(count), task, num_workers=count, batch_size_per_worker=batch, **shared))
     for name, value in tensors(tmp_path / "1").items():
