@@ -54,8 +54,8 @@ def write_config(path: Path, output: Path, task: dict[str, Any], strategy: dict[
         "strategy": strategy,
         "log_every_steps": 1,
         "checkpoint_every_steps": 3,
-        # The captioner's and the RBM's are read ahead by Ray Data, the others' by the workers.
-        "readers_per_worker": int(task["kind"] != "lstm_captioning"),
+        # BLIP's samples are read ahead by Ray Data, the others' by the workers themselves.
+        "readers_per_worker": int(task["kind"] == "captioning"),
         "shuffle_chunks": 1,
     }
     path.write_text(yaml.safe_dump(config))
