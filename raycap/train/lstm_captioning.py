@@ -171,13 +171,10 @@ class LstmCaptioningTraining(Config):
     def prepare(self, output: str) -> LstmCaptioningRecipe:
         """Make the vocabulary, and read its words' vectors, where the model is new."""
         rows = open_rows(self.rows, "task.rows")
-        if isinstance(self.regions, RegionStore):
-            regions = self.regions.model_copy(update={"path": storage.absolute(self.regions.path)})
-            return self.model_copy(update={"regions": regions})._prepare(rows, output)
-        return self._prepare(rows, output)
-
-    def _prepare(self, rows: Rows, output: str) -> LstmCaptioningRecipe:
-        settings = self.model_copy(update={"model": self.model.absolute()})
+        regions = self.regions
+        if isinstance(regions, RegionStore):
+            regions = regions.model_copy(update={"path": storage.absolute(regions.path)})
+        settings = self.model_copy(update={"model": self.model.absolute(), "regions": regions})
         if isinstance(settings.model, PretrainedLstmCaptioner):
             recipe = LstmCaptioningRecipe(settings, rows, settings.model.path)
             if self.self_critical is not None:
@@ -185,7 +182,7 @@ class LstmCaptioningTraining(Config):
             return recipe
         vocabulary_uri = storage.join(output, "tokenizer")
         settings.model.make_vocabulary(rows, self.train_split, vocabulary_uri)
-        first_embeddings = settings.model.first_embeddings(load_vocabulary(vocabulary_uri))
+        first_embeddings = settings.model.first_embeddings(vocabulary_uri)
         return LstmCaptioningRecipe(settings, rows, vocabulary_uri, first_embeddings)
 
 

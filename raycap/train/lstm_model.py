@@ -106,11 +106,11 @@ class NewLstmCaptioner(Config):
         known = len(vocabulary) - len(SPECIAL_TOKENS)
         say(f"vocabulary: {known:,} of {len(counts):,} words, and {len(SPECIAL_TOKENS)} special tokens")
 
-    def first_embeddings(self, vocabulary: PreTrainedTokenizerBase) -> dict[int, np.ndarray]:
-        """The word vectors of its words, (embed_dim,) each, by word id."""
+    def first_embeddings(self, vocabulary_uri: str) -> dict[int, np.ndarray]:
+        """The word vectors of the vocabulary's words, (embed_dim,) each, by word id."""
         if self.word_vectors is None:
             return {}
-        ids = vocabulary.get_vocab()
+        ids = load_vocabulary(vocabulary_uri).get_vocab()
         words = [word for word in ids if word not in SPECIAL_TOKENS]
         vectors = read_word_vectors(self.word_vectors, words, self.embed_dim, "task.model.word_vectors")
         say(f"word vectors: of {len(vectors):,} of the vocabulary's {len(words):,} words; the others begin at random")
