@@ -34,9 +34,9 @@ LSTM_CAPTIONING = {
     },
     "resize": 36,
     "scheduled_sampling": 0.3,
-    # Killed after the border between its stages.
-    "unfreeze_encoder_after_epochs": 1,
 }
+# Killed after the border between its stages.
+TWO_STAGES = LSTM_CAPTIONING | {"unfreeze_encoder_after_epochs": 1}
 # Chains that go on from step to step are one more thing to be found again.
 RBM = {"kind": "contrastive_divergence", "num_hidden": 12, "negatives": "pcd", "learn_variance": True}
 
@@ -85,10 +85,11 @@ def data(tiny_rows: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 
 @pytest.mark.parametrize(
     ("task", "strategy"),
-    # Each kind of task and each strategy once.
     [
+        pytest.param(CAPTIONING, {"kind": "ddp"}, id="captioning-ddp"),
         pytest.param(CAPTIONING, {"kind": "deepspeed", "stage": 2}, id="captioning-deepspeed"),
-        pytest.param(LSTM_CAPTIONING, {"kind": "ddp"}, id="lstm-ddp"),
+        pytest.param(TWO_STAGES, {"kind": "ddp"}, id="lstm-ddp"),
+        pytest.param(LSTM_CAPTIONING, {"kind": "deepspeed", "stage": 2}, id="lstm-deepspeed"),
         pytest.param(RBM, {"kind": "in_place", "centred": True}, id="rbm-in_place"),
     ],
 )
