@@ -53,7 +53,7 @@ from PIL import Image
 from ray import serve
 from ray.serve.config import HTTPOptions
 
-from raycap.checkpoint.captioner import read_captioner_shape
+from raycap.checkpoint.captioner_shape import read_captioner_shape
 from raycap.checkpoint.identity import EncoderId, encoder_fingerprint
 from raycap.checkpoint.pretrained import save_blip
 from raycap.checkpoint.refiner import save_refiner

@@ -19,8 +19,9 @@ from raycap.errors import UserError
 from raycap.hardware import Precision, default_device
 from raycap.job import USER_ERROR_EXIT_CODE
 from raycap.models.decoding import Decoding
+from raycap.models.refinement import Refinement
 from raycap.models.written_caption import WrittenCaption
-from raycap.predictor import CaptionPredictor, Refinement
+from raycap.predictor import CaptionPredictor
 from raycap.progress import Progress
 from raycap.report.attention import attention_png
 

@@ -1,4 +1,7 @@
-"""Where tensors live and in which precision: decided once, from what the machine has."""
+"""Where tensors live and in which precision: decided once, from what the machine has.
+
+Torch is imported by what asks it: settings name a precision in processes that compute nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import ctypes
 import functools
 import os
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 class Precision(StrEnum):
@@ -18,12 +23,16 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
     def dtype(self, device: torch.device) -> torch.dtype:
+        import torch
+
         if self is Precision.AUTO:
             return torch.bfloat16 if has_native_bf16(device) else torch.float32
         return torch.bfloat16 if self is Precision.BF16 else torch.float32
 
 
 def default_device() -> torch.device:
+    import torch
+
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -71,6 +80,8 @@ def num_cores() -> int:
 
 def has_native_bf16(device: torch.device) -> bool:
     """Whether bf16 products run in hardware there (Ampere and later; AVX512-BF16 or AMX on x86)."""
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities()

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 
 from raycap.checkpoint.captioner import load_captioner
 from raycap.checkpoint.identity import CaptionDecoder, EncoderId, ImageEncoder, encoder_fingerprint, pair_id
 from raycap.checkpoint.pretrained import load_clip
 from raycap.checkpoint.refiner import Refiner, load_refiner
-from raycap.config import Config
 from raycap.data.images import resize_image
 from raycap.data.text import encode_captions
 from raycap.errors import UserError
@@ -26,18 +24,10 @@ from raycap.models.clip import ClipImageEncoder
 from raycap.models.decoding import Decoding
 from raycap.models.joint import score_captions
 from raycap.models.packed_linear import pack_linears
+from raycap.models.refinement import Refinement
 from raycap.models.written_caption import WrittenCaption
-from raycap.rerank import Rerank, Reranker
-
-
-class Refinement(Config):
-    """How strongly the RBM changes the embeddings."""
-
-    gate: float = Field(default=1.0, ge=0, le=1)
-    """Share of the reconstruction in the result; 0 is plain BLIP, bit for bit."""
-
-    passes: int = Field(default=1, ge=1)
-    """How often the result is fed back."""
+from raycap.rerank import Rerank
+from raycap.reranker import Reranker
 
 
 class EncoderStage:

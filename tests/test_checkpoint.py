@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BlipForConditionalGeneration, CLIPConfig, ResNetConfig, ResNetForImageClassification
+from transformers import BlipConfig, BlipForConditionalGeneration, ResNetConfig, ResNetForImageClassification
 
+from raycap.checkpoint import pretrained_config
+from raycap.checkpoint.captioner_shape import read_captioner_shape
 from raycap.checkpoint.directory import publish
 from raycap.checkpoint.identity import EncoderId, encoder_fingerprint
 from raycap.checkpoint.lstm_captioner import CaptioningLstm, load_lstm_captioner, save_lstm_captioner
@@ -127,9 +129,17 @@ def test_what_is_no_clip_is_refused(tiny_blip: str, tiny_clip: str, monkeypatch:
         load_clip(tiny_blip)
     with pytest.raises(UserError, match="model = .*: holds a clip, not a BLIP; give a BLIP model directory"):
         load_blip(tiny_clip)
-    monkeypatch.setattr(CLIPConfig, "get_config_dict", lambda source: ({"model_type": "blip"}, {}))
+    monkeypatch.setattr(pretrained_config, "hf_hub_download", lambda source, file: f"{tiny_blip}/{file}")
     with pytest.raises(UserError, match="clip = some/blip: holds a blip, not a CLIP"):
         load_clip("some/blip")
+
+
+def test_a_blip_s_shape_is_known_where_its_configuration_leaves_sizes_out(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "blip", "vision_config": {"image_size": 224}}')
+    shape, defaults = read_captioner_shape(str(tmp_path)), BlipConfig().vision_config
+    assert shape == ("blip", 224, (224 // defaults.patch_size) ** 2 + 1, defaults.hidden_size)
+    (tmp_path / "config.json").write_text('{"model_type": "blip"}')
+    assert read_captioner_shape(str(tmp_path)).image_size == defaults.image_size
 
 
 def test_a_hub_name_that_cannot_be_had_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from tiny import png
 from raycap.cli import main
 from raycap.data.images import decode_image
 from raycap.models.decoding import Decoding
-from raycap.predictor import CaptionPredictor, Refinement
+from raycap.models.refinement import Refinement
+from raycap.predictor import CaptionPredictor
 
 # Short, as the tiny decoder has few positions.
 SHORT = Decoding(max_new_tokens=6)

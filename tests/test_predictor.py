@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tiny import png
 
-from raycap.checkpoint.captioner import read_captioner_shape
+from raycap.checkpoint.captioner_shape import read_captioner_shape
 from raycap.checkpoint.lstm_captioner import load_lstm_captioner
 from raycap.errors import UserError
 from raycap.hardware import Precision

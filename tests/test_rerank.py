@@ -17,13 +17,14 @@ from raycap.checkpoint.identity import EncoderId, pair_id
 from raycap.checkpoint.pretrained import load_blip
 from raycap.checkpoint.refiner import save_refiner
 from raycap.errors import UserError
-from raycap.models.blip import Decoding
 from raycap.models.clip import ClipImageEncoder, ClipTextEncoder
+from raycap.models.decoding import Decoding
 from raycap.models.joint import score_captions
 from raycap.models.rbm import GaussianBernoulliRBM
 from raycap.models.refiner import RbmRefiner
 from raycap.predictor import CaptionPredictor
-from raycap.rerank import Candidate, Rerank, Reranker
+from raycap.rerank import Rerank
+from raycap.reranker import Candidate, Reranker
 
 BEAM = Decoding(max_new_tokens=8, num_beams=4)
 DRAWS = Decoding(max_new_tokens=3, do_sample=True, temperature=0.3, seed=3)

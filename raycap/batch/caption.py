@@ -38,7 +38,7 @@ from raycap.data.catalog import LeftOut
 from raycap.errors import UserError
 from raycap.hardware import Precision
 from raycap.models.decoding import Decoding
-from raycap.predictor import Refinement
+from raycap.models.refinement import Refinement
 from raycap.progress import Progress, say
 
 _SETTINGS = f"{INDEX}/config.json"

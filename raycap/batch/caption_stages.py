@@ -18,7 +18,8 @@ from raycap.checkpoint.identity import pair_id, refiner_fingerprint
 from raycap.data.catalog import LeftOut
 from raycap.hardware import Precision
 from raycap.models.decoding import Decoding
-from raycap.predictor import CaptionPredictor, DecoderStage, EncoderStage, Refinement, RefinerStage
+from raycap.models.refinement import Refinement
+from raycap.predictor import CaptionPredictor, DecoderStage, EncoderStage, RefinerStage
 
 SCHEMA = pa.schema(
     [

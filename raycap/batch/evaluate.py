@@ -39,7 +39,8 @@ from raycap.progress import Progress
 from raycap.report.curves import draw_curves, read_history
 from raycap.report.evaluation import evaluation_report
 from raycap.report.html import Report, write_report
-from raycap.rerank import Rerank, Reranker, absolute_rerank
+from raycap.rerank import Rerank
+from raycap.reranker import Reranker
 
 
 class EvaluateConfig(PoolConfig):
@@ -307,7 +308,7 @@ def _models(config: EvaluateConfig, variants: Sequence[Variant]) -> Models:
     return Models(
         captioners={model: absolute_source(model) for model in map(_model, variants)},
         refiners={name: storage.absolute(source) for name, source in _refiners(config).items()},
-        rerankers={name: absolute_rerank(settings) for name, settings in config.rerankers.items()},
+        rerankers={name: settings.absolute() for name, settings in config.rerankers.items()},
         precision=config.precision,
     )
 

@@ -13,10 +13,12 @@ import torch
 from raycap.batch.pool import usable_threads
 from raycap.hardware import Precision
 from raycap.models.decoding import Decoding
+from raycap.models.refinement import Refinement
 from raycap.models.refiner import RbmRefiner
 from raycap.models.written_caption import WrittenCaption
-from raycap.predictor import CaptionPredictor, Refinement, RefinerStage, load_clip_image_encoder
-from raycap.rerank import Rerank, Reranker
+from raycap.predictor import CaptionPredictor, RefinerStage, load_clip_image_encoder
+from raycap.rerank import Rerank
+from raycap.reranker import Reranker
 
 
 class Variant(Refinement):

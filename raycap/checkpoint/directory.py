@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
+from typing import TYPE_CHECKING, Any
 
 from raycap import storage
 from raycap.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -19,6 +19,9 @@ WEIGHTS = "model.safetensors"
 
 def write_model(directory: Path, config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> None:
     """Write both files into a local directory that nobody reads yet (see :func:`publish`)."""
+    # Only who writes has tensors, and waits for torch.
+    from safetensors.torch import save_file
+
     directory.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, directory / WEIGHTS)
     (directory / CONFIG).write_text(json.dumps(config, indent=2) + "\n")

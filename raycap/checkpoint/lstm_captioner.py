@@ -15,13 +15,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, ResNetConfig, ResNetModel
 
 from raycap import storage
-from raycap.checkpoint.directory import WEIGHTS, is_directory, read_config, write_model
+from raycap.checkpoint.captioner_shape import LSTM_CAPTIONER, is_lstm_captioner
+from raycap.checkpoint.directory import WEIGHTS, read_config, write_model
 from raycap.checkpoint.pretrained import load_resnet
 from raycap.errors import UserError
 from raycap.models.lstm_captioner import LstmCaptioner
 from raycap.models.resnet_regions import ResNetRegions
-
-MODEL_TYPE = "lstm_captioner"
 
 
 class CaptioningLstm(NamedTuple):
@@ -36,7 +35,7 @@ def save_lstm_captioner(directory: Path, model: CaptioningLstm) -> None:
     """Write an LSTM captioner into a local directory that nobody reads yet (see ``directory.publish``)."""
     encoder = model.encoder
     config = {
-        "model_type": MODEL_TYPE,
+        "model_type": LSTM_CAPTIONER,
         "decoder": model.decoder.settings,
         "resnet": encoder.resnet.config.to_diff_dict(),
         "images": {name: getattr(encoder, name) for name in ("image_size", "grid", "image_mean", "image_std")},
@@ -56,7 +55,7 @@ def load_lstm_captioner(source: str, field: str = "model") -> CaptioningLstm:
         UserError: nothing there, or another model.
     """
     config = read_config(source, field)
-    if config["model_type"] != MODEL_TYPE:
+    if config["model_type"] != LSTM_CAPTIONER:
         raise UserError(
             f"{field} = {source}: holds a {config['model_type']}, not an LSTM captioner; give a model directory of one"
         )
@@ -88,12 +87,3 @@ def load_region_encoder(
         if value is not None:
             raise UserError(f"regions.{name} = {value}: {source} is an LSTM captioner, which has its own; leave it out")
     return load_lstm_captioner(source, field).encoder
-
-
-def is_lstm_captioner(source: str, field: str) -> bool:
-    """Whether a source is a directory of this kind.
-
-    Raises:
-        UserError: it is a directory without a model.
-    """
-    return is_directory(source) and read_config(source, field)["model_type"] == MODEL_TYPE

@@ -9,15 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from transformers import (
     AutoConfig,
     AutoTokenizer,
-    BlipConfig,
     BlipForConditionalGeneration,
-    CLIPConfig,
     CLIPModel,
     ResNetModel,
 )
@@ -27,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from raycap import storage
 from raycap.checkpoint.directory import is_directory, read_config
+from raycap.checkpoint.pretrained_config import not_on_hub, read_pretrained_config
 from raycap.errors import UserError
 from raycap.models.blip import BlipCaptionDecoder, BlipImageEncoder, join_blip, split_blip
 from raycap.models.clip import ClipImageEncoder, ClipTextEncoder, split_clip
@@ -56,18 +55,13 @@ def load_blip(source: str, field: str = "model") -> tuple[BlipImageEncoder, Blip
     Raises:
         UserError: nothing there, or another model.
     """
-    read_blip_config(source, field)
+    read_pretrained_config(source, field, "blip")
     return _load_pretrained(source, field, _load_blip)
-
-
-def read_blip_config(source: str, field: str = "model") -> BlipConfig:
-    """Sizes of a BLIP, without loading its weights; arguments and errors as of :func:`load_blip`."""
-    return BlipConfig.from_dict(_read_pretrained_config(source, field, BlipConfig))
 
 
 def load_clip(source: str, field: str = "clip") -> tuple[ClipImageEncoder, ClipTextEncoder]:
     """Load CLIP as its two halves; arguments, state and errors as of :func:`load_blip`."""
-    _read_pretrained_config(source, field, CLIPConfig)
+    read_pretrained_config(source, field, "clip")
     image_encoder, text_encoder = _load_pretrained(source, field, _load_clip)
     num_tokens, vocab_size = len(text_encoder.tokenizer), text_encoder.text_model.config.vocab_size
     # Where the tokenizer's files are missing, transformers makes one of three tokens without a word.
@@ -108,25 +102,7 @@ def _load_resnet(path: str, source: str, field: str) -> ResNetModel:
     except ValueError as error:
         raise UserError(f"{field} = {source}: holds no ResNet ({str(error).splitlines()[0]})") from None
     except OSError as error:
-        raise _not_on_hub(source, field, error) from None
-
-
-def _read_pretrained_config(source: str, field: str, kind: type[BlipConfig | CLIPConfig]) -> dict[str, Any]:
-    name = kind.model_type.upper()
-    if is_directory(source):
-        config = read_config(source, field)
-    elif source.startswith(("/", ".", "~")) or source.count("/") != 1:
-        raise UserError(f"{field} = {source}: no such directory; give a {name} directory, s3:// prefix or hub name")
-    else:
-        try:
-            config = kind.get_config_dict(source)[0]
-        except OSError as error:
-            raise _not_on_hub(source, field, error) from None
-    if config.get("model_type") != kind.model_type:
-        raise UserError(
-            f"{field} = {source}: holds a {config.get('model_type')}, not a {name}; give a {name} model directory"
-        )
-    return config
+        raise not_on_hub(source, field, error) from None
 
 
 # from_pretrained builds models on a meta device that it sets for the whole process: in another thread, which loads
@@ -141,18 +117,13 @@ def _load_pretrained(source: str, field: str, load: Callable[[str], LoadedT]) ->
             with _LOADING:
                 return load(source)
         except OSError as error:
-            raise _not_on_hub(source, field, error) from None
+            raise not_on_hub(source, field, error) from None
     with storage.local_directory(source) as directory, _LOADING:
         try:
             return load(str(directory))
         except OSError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{field} = {source}: not whole ({reason}); save model and processor there") from None
-
-
-def _not_on_hub(source: str, field: str, error: OSError) -> UserError:
-    reason = str(error).splitlines()[0]
-    return UserError(f"{field} = {source}: no such directory, and the hub does not give it ({reason})")
 
 
 def _load_blip(source: str) -> tuple[BlipImageEncoder, BlipCaptionDecoder]:

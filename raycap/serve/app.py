@@ -10,7 +10,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from raycap.checkpoint.captioner import CaptionerShape
+from raycap.checkpoint.captioner_shape import CaptionerShape
 from raycap.checkpoint.pretrained import load_clip
 from raycap.checkpoint.refiner import load_rbm_refiner, load_refiner
 from raycap.errors import UserError
@@ -23,8 +23,9 @@ from raycap.serve.config import (
     Disaggregated,
     ServeArgsError,
 )
+from raycap.serve.cpu_server import CaptionServer
 from raycap.serve.deployments import CaptionerDeployment, DecoderDeployment, EncoderDeployment, RefinerDeployment
-from raycap.serve.ingress import CaptionIngress, CaptionServer
+from raycap.serve.ingress import CaptionIngress
 from raycap.serve.stages.handles import MESSAGE_BYTES
 from raycap.serve.stages.threads import are_wide
 from raycap.serve.stages.weights import ServedModel

@@ -27,7 +27,7 @@ from raycap.serve.stages.embedding import Encoder, Refiner
 from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.handles import RemoteSource
 from raycap.serve.stages.parcels import Unpacked
-from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
+from raycap.serve.stages.pipeline import Captioned, CaptionTask, Embedded, Encoded, ImageTask
 from raycap.serve.stages.threads import compute_elsewhere, compute_thread
 from raycap.serve.stages.weights import Routing
 from raycap.serve.telemetry.telemetry import Telemetry
@@ -152,7 +152,7 @@ class _Captioner(_Deployment):
             async for piece in pieces:
                 yield piece
 
-    async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
+    async def embed(self, task: ImageTask) -> Embedded:
         return await self.bounded.embed(task)
 
 

@@ -1,13 +1,13 @@
-"""The HTTP door as a Serve deployment: before the stages' deployments, or, on a CPU, with the stages behind it.
+"""The HTTP door as a Serve deployment, before the stages' deployments.
 
-Embeddings never come through here, unless a client asks for them. Images are decoded and resized here, in threads: a
-bad one is refused before it takes a place in a batch, the CPU work grows with the ingress's replicas and not with those
-that hold a GPU, and what goes on to the encoder is at most 442 kB (384 x 384 pixels) whatever came in.
+It holds no models and imports no torch: a replica is small, and there in seconds. Embeddings never come through here,
+unless a client asks for them. Images are decoded and resized here, in threads: a bad one is refused before it takes a
+place in a batch, the CPU work grows with the ingress's replicas and not with those that hold a GPU, and what goes on to
+the encoder is at most 442 kB (384 x 384 pixels) whatever came in.
 """
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -19,23 +19,20 @@ from raycap.config import parse_config
 from raycap.errors import UserError
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
-from raycap.serve.config import CaptionArgs, Cpu, ServeArgsError
+from raycap.serve.config import CaptionArgs, ServeArgsError
 from raycap.serve.garbage import collect_seldom
 from raycap.serve.guard.fetch import ImageFetcher
 from raycap.serve.guard.keys import KeyRing
 from raycap.serve.guard.rate_limit import RateLimiter
-from raycap.serve.stages.bounded import BoundedCaptioner
-from raycap.serve.stages.fused import fused_stages
 from raycap.serve.stages.handles import RemoteCaptioner
 from raycap.serve.stages.pipeline import Captioner
-from raycap.serve.stages.threads import compute_elsewhere, cores_of_replica, cpu_threads
 from raycap.serve.stages.weights import Routing
 from raycap.serve.telemetry.telemetry import Telemetry
 
 logger = logging.getLogger("ray.serve")
 
 
-class _Ingress:
+class Ingress:
     """Answers HTTP requests with what a captioner gives.
 
     Which models are served is no argument but the deployment's ``user_config``: an argument could not change without a
@@ -122,7 +119,7 @@ class _Ingress:
 
 
 @serve.ingress()
-class CaptionIngress(_Ingress):
+class CaptionIngress(Ingress):
     """In front of stages that are deployments of their own.
 
     Args:
@@ -132,26 +129,3 @@ class CaptionIngress(_Ingress):
 
     def __init__(self, args: CaptionArgs, captioner: DeploymentHandle) -> None:
         super().__init__(args, lambda _: RemoteCaptioner(captioner, args.last_stage.most_replicas))
-
-
-@serve.ingress()
-class CaptionServer(_Ingress):
-    """HTTP and all stages in one process, on a CPU.
-
-    Args:
-        args: of the application, whose shape is ``cpu``.
-    """
-
-    def __init__(self, args: CaptionArgs) -> None:
-        assert isinstance(args.shape, Cpu)
-        options = args.shape.captioner
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves a GPU visible to those that reserved none of it
-        compute_elsewhere()
-        shapes = (model.read_shape() for model in args.models.values())
-        num_threads = options.torch_threads or cpu_threads(shapes, cores_of_replica(options.num_cpus))
-
-        def stages(telemetry: Telemetry) -> Captioner:
-            captioner = fused_stages(options, telemetry, num_threads)
-            return BoundedCaptioner(captioner, options.max_requests(), options.retry_after_seconds)
-
-        super().__init__(args, stages)

@@ -12,7 +12,7 @@ from raycap.batch.annealing import Annealing
 from raycap.config import Config, error_lines
 from raycap.data.corruptions import Clean, Corruption
 from raycap.job import JobConfig
-from raycap.models.blip import Decoding
+from raycap.models.decoding import Decoding
 from raycap.sweep.space import Domain
 from raycap.train.config import InPlace, TrainConfig
 from raycap.train.contrastive_divergence import ContrastiveDivergenceTraining

@@ -25,7 +25,8 @@ from raycap.data.rows import open_rows, read_chunk
 from raycap.errors import UserError
 from raycap.job import run_job
 from raycap.models.decoding import Decoding
-from raycap.predictor import CaptionPredictor, Refinement
+from raycap.models.refinement import Refinement
+from raycap.predictor import CaptionPredictor
 
 NUM_IMAGES = 160  # of the run that is killed among them
 BEAMS = Decoding(max_new_tokens=6, num_beams=3)

@@ -14,7 +14,8 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from transformers_search import generate_options
 
 from raycap.models.blip import BlipShape, Decoding
-from raycap.predictor import CaptionPredictor, Refinement
+from raycap.models.refinement import Refinement
+from raycap.predictor import CaptionPredictor
 
 SEARCHES = {
     "greedy": Decoding(max_new_tokens=8),

@@ -1,6 +1,8 @@
 """The ingress as Serve sees it, without Serve."""
 
 import asyncio
+import subprocess
+import sys
 
 import httpx
 import pytest
@@ -119,3 +121,8 @@ def test_an_rbm_that_no_refiner_would_apply_is_refused(models, routing, monkeypa
     model = routing["models"]["tiny"] | {"rbm": str(models / "demo/rbm/model")}
     with pytest.raises(ServeArgsError, match="models.tiny.rbm = .*: shape.refiner is null"):
         asyncio.run(ingress.reconfigure({"models": {"tiny": model}}))
+
+
+def test_a_replica_without_models_does_not_wait_for_torch():
+    imported = "import sys, raycap.serve.ingress; print({'torch', 'transformers'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", imported], text=True) == "set()\n"

@@ -15,7 +15,8 @@ from serve.loopback import serve_on_loopback
 
 from raycap.data.images import decode_image
 from raycap.models.decoding import Decoding
-from raycap.predictor import CaptionPredictor, Refinement
+from raycap.models.refinement import Refinement
+from raycap.predictor import CaptionPredictor
 from raycap.serve.guard.keys import KeyRing, Keys
 from raycap.serve.page import mount_page
 from raycap.serve.stages.weights import Routing

@@ -17,8 +17,9 @@ from raycap.data.text import train_wordpiece
 from raycap.models.blip import BlipShape, build_blip
 from raycap.models.decoding import Decoding
 from raycap.models.rbm import GaussianBernoulliRBM
+from raycap.models.refinement import Refinement
 from raycap.models.refiner import RbmRefiner
-from raycap.predictor import CaptionPredictor, Refinement
+from raycap.predictor import CaptionPredictor
 from raycap.rerank import Rerank
 
 EMBED_DIM = 32

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
-from raycap.predictor import Refinement
+from raycap.models.refinement import Refinement
 from raycap.serve.api import documentation
 from raycap.serve.api.bodies import BodyLimit, read_json, too_many_images
 from raycap.serve.api.images import ImageInput
@@ -23,7 +23,7 @@ from raycap.serve.api.served import ReadyModel
 from raycap.serve.api.service import Service
 from raycap.serve.errors import RequestError
 from raycap.serve.guard.limits import Limits
-from raycap.serve.stages.pipeline import Encoded, ImageTask, version_name
+from raycap.serve.stages.pipeline import Embedded, ImageTask
 
 _POOLED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "mean": lambda embeds: embeds.mean(0),
@@ -92,7 +92,7 @@ def embedding_routes(service: Service) -> APIRouter:
             _require_few_floats(body, len(images), model, service.limits)
             service.count_images(request, len(images))
             embedded = await unless_gone(request, _embed_all(service, record, images, model, refinement))
-            record.version = _version(embedded)
+            record.version = embedded[0].version
             answer = await service.images.threads.run(lambda: _render(embedded, body, model))
             return Response(answer, media_type="application/json")
 
@@ -119,17 +119,17 @@ def _refinement(body: EmbeddingsBody, model: ReadyModel, service: Service) -> Re
 
 async def _embed_all(
     service: Service, record: RequestRecord, images: list[ImageInput], model: ReadyModel, refinement: Refinement
-) -> list[tuple[Encoded, Encoded]]:
-    async def embed(image: ImageInput) -> tuple[Encoded, Encoded]:
+) -> list[Embedded]:
+    async def embed(image: ImageInput) -> Embedded:
         file = await read_file(service, record, image)
         pixels = await load_pixels(service, record, file, model.shape.image_size)
         task = ImageTask(
             pixels, file.digest, model.weights_key, refinement, request_id=record.request_id, trace=record.trace
         )
         with service.readiness.observe():
-            before, after = await service.captioner.embed(task)
-        record.add_seconds(before.seconds | after.seconds)
-        return before, after
+            embedded = await service.captioner.embed(task)
+        record.add_seconds(embedded.seconds)
+        return embedded
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -163,28 +163,23 @@ def _require_few_floats(body: EmbeddingsBody, num_images: int, model: ReadyModel
         raise RequestError(400, "invalid_option", message, "encoding_format")
 
 
-def _version(embedded: list[tuple[Encoded, Encoded]]) -> str:
-    before, after = embedded[0]
-    return version_name(before.versions | after.versions)
-
-
-def _render(embedded: list[tuple[Encoded, Encoded]], body: EmbeddingsBody, model: ReadyModel) -> bytes:
+def _render(embedded: list[Embedded], body: EmbeddingsBody, model: ReadyModel) -> bytes:
     """The answer in JSON, in steps that are short each: while one goes on, no other thread does, the event loop's
     neither."""
     entries = []
-    for index, (before, after) in enumerate(embedded):
+    for index, of_image in enumerate(embedded):
         for stage in _stages(body, model):
-            embeds = (before if stage == "encoder" else after).image_embeds.float().cpu().numpy()
+            embeds = (of_image.before if stage == "encoder" else of_image.after).astype(np.float32)
             embedding = _POOLED[body.tokens](embeds).astype(np.dtype(body.dtype).newbyteorder("<"))
             shape = list(embedding.shape)
             head = {"object": "embedding", "index": index, "stage": stage, "shape": shape, "dtype": body.dtype}
             numbers = _as_base64(embedding) if body.encoding_format == "base64" else _as_floats(embedding)
             entries.append(_joined(head, "embedding", numbers))
-    num_tokens = sum(len(before.image_embeds) for before, _ in embedded)
+    num_tokens = sum(len(of_image.before) for of_image in embedded)
     head = {
         "object": "list",
         "model": model.name,
-        "model_version": _version(embedded),
+        "model_version": embedded[0].version,
         "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
     }
     return _joined(head, "data", b"[%b]" % b",".join(entries))

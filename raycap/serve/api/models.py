@@ -4,7 +4,7 @@ from typing import Literal
 
 from fastapi import APIRouter, Request
 
-from raycap.checkpoint.captioner import CaptionerKind
+from raycap.checkpoint.captioner_shape import CaptionerKind
 from raycap.config import Config
 from raycap.serve.api import documentation
 from raycap.serve.api.served import ReadyModel

@@ -8,8 +8,8 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from raycap.config import Config, error_lines
 from raycap.errors import UserError
-from raycap.models.blip import Decoding
-from raycap.predictor import Refinement
+from raycap.models.decoding import Decoding
+from raycap.models.refinement import Refinement
 from raycap.serve.api.served import ReadyModel
 from raycap.serve.errors import RequestError
 from raycap.serve.guard.limits import Limits

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from raycap.checkpoint.captioner import CaptionerShape
+from raycap.checkpoint.captioner_shape import CaptionerShape
 from raycap.serve.errors import RequestError
 from raycap.serve.stages.weights import Routing, ServedModel
 

@@ -7,7 +7,7 @@ from raycap.models.blip import BlipCaptionDecoder
 from raycap.models.caption_attention import word_attention
 from raycap.models.caption_search import Caption, best_first
 from raycap.models.written_caption import Attention, WrittenCaption
-from raycap.rerank import Candidate, Reranker
+from raycap.reranker import Candidate, Reranker
 from raycap.serve.stages.decoding import DecodingLoop
 from raycap.serve.stages.pipeline import CaptionTask, Encoded
 

@@ -6,7 +6,7 @@ from contextlib import aclosing, contextmanager
 
 from raycap.serve.errors import Overloaded
 from raycap.serve.stages.captioning import Decoder
-from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
+from raycap.serve.stages.pipeline import Captioned, CaptionTask, Embedded, ImageTask
 
 
 class BoundedCaptioner:
@@ -32,7 +32,7 @@ class BoundedCaptioner:
                 async for piece in pieces:
                     yield piece
 
-    async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
+    async def embed(self, task: ImageTask) -> Embedded:
         with self._place():
             return await self.stages.embed(task)
 

@@ -13,12 +13,21 @@ from raycap.checkpoint.captioner import load_captioner
 from raycap.checkpoint.identity import CaptionDecoder, encoder_fingerprint, pair_id
 from raycap.models.decoding import Decoding
 from raycap.models.lstm_caption_decoder import LstmCaptionDecoder
-from raycap.predictor import DecoderStage, Refinement
-from raycap.rerank import Reranker
+from raycap.models.refinement import Refinement
+from raycap.predictor import DecoderStage
+from raycap.reranker import Reranker
 from raycap.serve.config import DecoderOptions
 from raycap.serve.stages.blip_writing import BlipWriter
 from raycap.serve.stages.lstm_writing import LstmWriter
-from raycap.serve.stages.pipeline import Captioned, CaptionTask, EmbeddingSource, Encoded, ImageTask, version_name
+from raycap.serve.stages.pipeline import (
+    Captioned,
+    CaptionTask,
+    Embedded,
+    EmbeddingSource,
+    Encoded,
+    ImageTask,
+    version_name,
+)
 from raycap.serve.stages.weights import Weights, resident
 from raycap.serve.stages.writing import Writer
 from raycap.serve.telemetry.metrics import DECODER_ROWS, QUEUE_LENGTH, STAGE_SECONDS, TOKENS
@@ -80,11 +89,14 @@ class Decoder:
         finally:
             captioning.cancel()
 
-    async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
-        before = await self.source(replace(task, refinement=Refinement(gate=0)))
+    async def embed(self, task: ImageTask) -> Embedded:
+        encoded = await self.source(replace(task, refinement=Refinement(gate=0)))
+        before = encoded.image_embeds.numpy(force=True)
         if Weights.from_key(task.weights).rbm is None or task.refinement.gate == 0:
-            return before, before
-        return before, await self.source(task)
+            return Embedded(before, before, version_name(encoded.versions), encoded.seconds)
+        refined = await self.source(task)
+        versions, seconds = encoded.versions | refined.versions, encoded.seconds | refined.seconds
+        return Embedded(before, refined.image_embeds.numpy(force=True), version_name(versions), seconds)
 
     async def prepare(self, weights: str) -> None:
         await asyncio.gather(self.source.prepare(weights), self.models(weights))

@@ -19,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from raycap.serve.errors import Overloaded
 from raycap.serve.stages.batching import Waiting
 from raycap.serve.stages.parcels import Parcels, StreamedParcels, in_background, settle
-from raycap.serve.stages.pipeline import Captioned, CaptionTask, Encoded, ImageTask
+from raycap.serve.stages.pipeline import Captioned, CaptionTask, Embedded, Encoded, ImageTask
 
 logger = logging.getLogger("ray.serve")
 
@@ -178,9 +178,9 @@ class RemoteCaptioner(_Stage):
         except Exception as error:  # a replica that is lost has nothing left to give up
             logger.warning("%d captions that were given up may be computed all the same: %s", len(given_up), error)
 
-    async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
-        embeddings: tuple[Encoded, Encoded] = await self._ask("embed", task.weights, task)
-        return embeddings
+    async def embed(self, task: ImageTask) -> Embedded:
+        embedded: Embedded = await self._ask("embed", task.weights, task)
+        return embedded
 
     async def stream(self, task: CaptionTask) -> AsyncIterator[str | Captioned]:
         handle = self._of("stream", task.weights, stream=True)

@@ -3,18 +3,24 @@
 A caption is pulled: the ingress asks the decoder, the decoder asks the refiner for embeddings, the refiner asks the
 encoder. So embeddings go by value from stage to stage and never through the ingress, and a streamed token has one
 hop to go. A stage is asked in the same way whether it is a deployment of its own or an object in the same process.
+
+The ingress imports this and computes nothing: what it sends and gets holds no tensors.
 """
+
+from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
 
-from raycap.models.blip import Decoding
+from raycap.models.decoding import Decoding
+from raycap.models.refinement import Refinement
 from raycap.models.written_caption import Attention
-from raycap.predictor import Refinement
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class CaptionTask(ImageTask):
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a stage hands on of an image."""
+    """What a stage hands on of an image to the next."""
 
     image_embeds: torch.Tensor
     """(N, D) float16, on the device that made it; where it leaves the process it travels from and to the CPU."""
@@ -82,6 +88,8 @@ def _arrived(
     seconds: dict[str, float],
     batch_size: int,
 ) -> Encoded:
+    import torch
+
     image_features = None if features is None else torch.from_numpy(features)
     return Encoded(torch.from_numpy(image_embeds), versions, image_features, seconds, batch_size)
 
@@ -114,6 +122,22 @@ class Captioned:
     attention: Attention | None = None
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """The answer to an :class:`ImageTask` of a client who asks for the embeddings themselves."""
+
+    before: np.ndarray
+    """(N, D) float16, as the encoder gives them."""
+
+    after: np.ndarray
+    """The same, refined; without an RBM, and with gate 0, the same array."""
+
+    version: str
+    """Of the models that made them: see :func:`version_name`."""
+
+    seconds: dict[str, float]
+
+
 class EmbeddingSource(Protocol):
     """Encoder or refiner, from the view of what follows it."""
 
@@ -136,7 +160,7 @@ class Captioner(Protocol):
         """Pieces of text as they are decoded, then the whole answer. Only a search of one caption without beams
         has pieces; of any other the answer comes alone."""
 
-    async def embed(self, task: ImageTask) -> tuple[Encoded, Encoded]:
+    async def embed(self, task: ImageTask) -> Embedded:
         """The embeddings before and after the refiner."""
 
     async def prepare(self, weights: str) -> None:

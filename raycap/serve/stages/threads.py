@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from raycap.checkpoint.captioner import CaptionerShape
+from raycap.checkpoint.captioner_shape import CaptionerShape
 from raycap.hardware import num_cores
 
 # Of embeddings: between the small BLIP of the README (256) and BLIP-base (768).

@@ -12,14 +12,14 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from raycap import storage
-from raycap.checkpoint.captioner import CaptionerShape, read_captioner_shape
+from raycap.checkpoint.captioner_shape import CaptionerShape, read_captioner_shape
 from raycap.checkpoint.directory import absolute_source
 from raycap.config import Config
 from raycap.errors import UserError
 from raycap.hardware import Precision
-from raycap.models.blip import Decoding
-from raycap.predictor import Refinement
-from raycap.rerank import Rerank, absolute_rerank
+from raycap.models.decoding import Decoding
+from raycap.models.refinement import Refinement
+from raycap.rerank import Rerank
 
 LoadedT = TypeVar("LoadedT")
 
@@ -104,7 +104,7 @@ class ServedModel(Weights):
         if self.rbm is not None:
             changed["rbm"] = storage.absolute(self.rbm)
         if self.rerank is not None:
-            changed["rerank"] = absolute_rerank(self.rerank)
+            changed["rerank"] = self.rerank.absolute()
         return self.model_copy(update=changed)
 
 

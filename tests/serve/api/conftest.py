@@ -17,7 +17,7 @@ from raycap.serve.api.app import make_api
 from raycap.serve.api.served import Served
 from raycap.serve.api.service import Service
 from raycap.serve.guard.limits import Limits
-from raycap.serve.stages.pipeline import Captioned, Encoded
+from raycap.serve.stages.pipeline import Captioned, Embedded
 from raycap.serve.stages.weights import Routing, Weights
 
 LIMITS = Limits(max_image_bytes=4000, max_pixels=3000, max_images=3, max_body_bytes=40_000, max_new_tokens=20)
@@ -52,9 +52,7 @@ class LocalCaptioner:
     async def embed(self, task):
         await self._begin(task)
         before, after = self._embed(task)
-        seconds = {"encode": 0.001}
-        versions = {"encoder": "e1", "refiner": "r1"}
-        return tuple(Encoded(e[0].half(), versions, seconds=seconds) for e in (before, after))
+        return Embedded(before[0].half().numpy(), after[0].half().numpy(), "e1+r1", {"encode": 0.001})
 
     async def _begin(self, task):
         self.tasks.append(task)

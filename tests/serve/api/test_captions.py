@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from raycap.data.images import decode_image
-from raycap.models.blip import Decoding
+from raycap.models.decoding import Decoding
+from raycap.models.refinement import Refinement
 from raycap.models.written_caption import Attention
-from raycap.predictor import CaptionPredictor, Refinement
+from raycap.predictor import CaptionPredictor
 from raycap.serve.api.attention import draw_attention
 from raycap.serve.errors import Overloaded
 

@@ -11,13 +11,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import torch
 import uvicorn
 
-from raycap.models.blip import Decoding
+from raycap.models.decoding import Decoding
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
-from raycap.serve.stages.pipeline import Captioned, Encoded
+from raycap.serve.stages.pipeline import Captioned, Embedded
 
 
 @pytest.fixture
@@ -276,8 +275,8 @@ def test_more_numbers_than_allowed_come_in_base64_only(make, limits, data_url):
 
 def test_a_large_answer_holds_up_no_other_request(api, data_url, monkeypatch):
     async def embeddings(task):
-        encoded = Encoded(torch.rand(577, 768).half(), {"encoder": "e1"})
-        return encoded, encoded
+        embeds = np.random.default_rng(0).random((577, 768)).astype(np.float16)
+        return Embedded(embeds, embeds, "e1", {})
 
     monkeypatch.setattr(api.captioner, "embed", embeddings)
     body = {"input": data_url(), "refined": "both", "tokens": "all", "encoding_format": "float"}

@@ -2,9 +2,9 @@
 
 import pytest
 
-from raycap.checkpoint.captioner import CaptionerShape
-from raycap.models.blip import Decoding
-from raycap.predictor import Refinement
+from raycap.checkpoint.captioner_shape import CaptionerShape
+from raycap.models.decoding import Decoding
+from raycap.models.refinement import Refinement
 from raycap.rerank import Rerank
 from raycap.serve.api.options import CaptionOptions, make_plan
 from raycap.serve.api.served import ReadyModel

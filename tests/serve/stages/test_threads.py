@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from raycap.checkpoint.captioner import CaptionerShape
+from raycap.checkpoint.captioner_shape import CaptionerShape
 from raycap.serve.stages.threads import compute_elsewhere, compute_thread, cores_of_replica, cpu_threads
 
 SMALL = CaptionerShape("blip", 128, 65, 256)

@@ -15,7 +15,7 @@ from ray._common.formatters import JSONFormatter
 from serve.telemetry_fakes import Remembering, collector
 
 from raycap.errors import UserError
-from raycap.predictor import Refinement
+from raycap.models.refinement import Refinement
 from raycap.serve.api.app import make_api
 from raycap.serve.api.service import Service
 from raycap.serve.config import CaptionerOptions
