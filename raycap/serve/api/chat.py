@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from raycap.serve.api import documentation
 from raycap.serve.api.bodies import BodyLimit, read_json
 from raycap.serve.api.captioning import Answer, caption_image, stream_caption
-from raycap.serve.api.chat_schemas import OPTION_NAMES, parse_chat
+from raycap.serve.api.chat_schemas import OPTION_NAMES, parse_chat, with_choices
 from raycap.serve.api.options import make_plan
 from raycap.serve.api.patience import unless_gone, within_deadline
 from raycap.serve.api.schemas import FinishReason, finish_reason
@@ -33,16 +33,16 @@ def chat_routes(service: Service) -> APIRouter:
         openapi_extra=documentation.chat_body(),
     )
     async def chat(request: Request) -> Any:
-        """Caption the image of the last user message, for clients of OpenAI's API. A captioner follows no instructions:
+        """Caption the last image of a user message, for clients of OpenAI's API. A captioner follows no instructions:
         texts of system and user messages are ignored. An assistant message at the end is the text that the caption
         continues; it stands in the answer."""
         record = service.admit(request)
         async with within_deadline(request):
             limit = BodyLimit.of_one(service.limits, "messages", in_base64=True)
-            body, image, options = parse_chat(await read_json(request, limit))
+            body, image, options = parse_chat(await read_json(request, limit), service.limits.max_new_tokens)
             model = service.served.pick(options.model)
             record.model = model.name
-            plan = make_plan(options, model, service.limits, OPTION_NAMES)
+            plan = make_plan(with_choices(options, model.served.decoding), model, service.limits, OPTION_NAMES)
         head = {"id": f"chatcmpl-{record.request_id}", "created": int(time.time()), "model": model.name}
         if body.stream:
             items = stream_caption(service, record, image, plan, explain=False)
@@ -97,6 +97,7 @@ async def _chunks(
                 for index, caption in enumerate(captioned.captions):
                     yield chunk(index, {"role": "assistant", "content": ""})
                     yield chunk(index, {"content": caption})
+            head |= {"system_fingerprint": captioned.version}
             for index, finished in enumerate(captioned.finished):
                 yield chunk(index, {}, finish_reason(finished))
             if include_usage:
