@@ -12,9 +12,8 @@ from raycap.serve.api.errors import answer_error
 from raycap.serve.api.record import RequestRecord
 from raycap.serve.errors import RequestError
 from raycap.serve.guard.limits import Limits
+from raycap.serve.telemetry.logs import log_request
 from raycap.serve.telemetry.telemetry import EndedRequest, Telemetry
-
-logger = logging.getLogger("ray.serve")
 
 # What a proxy logs for a client that left; nobody reads it.
 _CLIENT_GONE = 499
@@ -67,7 +66,8 @@ class RecordRequests:
         except RequestError as refusal:
             await answer_error(refusal, record)(scope, receive, send_with_headers)
         except Exception as error:
-            logger.error("%s %s failed", scope["method"], scope["path"], exc_info=error)
+            line = (scope["method"], scope["path"])
+            log_request(logging.ERROR, record.request_id, "%s %s failed", *line, error=error)
             if status is not None:
                 raise
             await answer_error(error, record)(scope, receive, send_with_headers)
@@ -95,7 +95,6 @@ class RecordRequests:
 
 def _log(ended: EndedRequest, record: RequestRecord) -> None:
     details: dict[str, Any] = {
-        "request_id": record.request_id,
         "key": record.key,
         "endpoint": ended.endpoint,
         "status": ended.status,
@@ -107,4 +106,5 @@ def _log(ended: EndedRequest, record: RequestRecord) -> None:
         "total_seconds": round(ended.seconds, 4),
         "cache": record.cache,
     }
-    logger.info("%s %s %d %.1f ms", ended.method, ended.endpoint, ended.status, ended.seconds * 1000, extra=details)
+    line = (ended.method, ended.endpoint, ended.status, ended.seconds * 1000)
+    log_request(logging.INFO, record.request_id, "%s %s %d %.1f ms", *line, details=details)

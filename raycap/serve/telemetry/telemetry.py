@@ -12,10 +12,9 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from raycap.errors import UserError
 from raycap.serve.errors import Overloaded, RequestError
 from raycap.serve.stages.weights import in_replica
+from raycap.serve.telemetry.logs import log_request
 from raycap.serve.telemetry.metrics import REJECTED, REQUEST_SECONDS, REQUESTS, NoRecorder, RayRecorder, Recorder
 from raycap.serve.telemetry.tracing import Tracer, Tracing, trace_of
-
-logger = logging.getLogger("ray.serve")
 
 # Told to the client; no fault of ours.
 _ANSWERS = (Overloaded, RequestError, UserError)
@@ -76,8 +75,8 @@ class Telemetry:
             reason = " ".join(str(error).split())[:300]
             level = logging.WARNING if isinstance(error, _ANSWERS) else logging.ERROR
             # Without the traceback, which Serve logs once where the request ends.
-            extra = {"request_id": request_id, "stage": name}
-            logger.log(level, "%s failed: %s: %s", name, type(error).__name__, reason, extra=extra)
+            failed = {"stage": name}
+            log_request(level, request_id, "%s failed: %s: %s", name, type(error).__name__, reason, details=failed)
             if span is not None:
                 span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {reason}"))
             raise
@@ -85,10 +84,9 @@ class Telemetry:
             if span is not None:
                 span.set_attributes(details)
                 span.end()
-            if logger.isEnabledFor(logging.DEBUG):
-                seconds = perf_counter() - began
-                extra = details | {"request_id": request_id, "stage": name, "stage_seconds": round(seconds, 4)}
-                logger.debug("%s %.1f ms", name, seconds * 1000, extra=extra)
+            seconds = perf_counter() - began
+            details |= {"stage": name, "stage_seconds": round(seconds, 4)}
+            log_request(logging.DEBUG, request_id, "%s %.1f ms", name, seconds * 1000, details=details)
 
     def start_request(self, method: str, headers: Mapping[str, str]) -> tuple[Span | None, dict[str, str]]:
         """Begin a request's span, below the client's own if it sent a ``traceparent``.

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import httpx
 import pytest
 from ray._common.formatters import JSONFormatter
+from ray.serve._private.logging_utils import ServeContextFilter
+from ray.serve.context import _RequestContext, _serve_request_context
 from serve.telemetry_fakes import Remembering, collector
 
 from raycap.errors import UserError
@@ -165,13 +167,16 @@ def test_a_collector_that_is_gone_delays_no_answer(routing, files):
 
 @pytest.fixture
 def records():
-    """Serve's log records as they would stand in its files."""
+    """Serve's log records as they would stand in its files, of requests that came in one call of another id."""
     handler, logger = logging.Handler(), logging.getLogger("ray.serve")
+    handler.addFilter(ServeContextFilter())
+    of_call = _serve_request_context.set(_RequestContext(request_id="of the call", app_name="caption"))
     formatter, level, records = JSONFormatter(), logger.level, []
     handler.emit = lambda record: records.append(json.loads(formatter.format(record)))
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     yield records
+    _serve_request_context.reset(of_call)
     logger.removeHandler(handler)
     logger.setLevel(level)
 
@@ -198,6 +203,12 @@ def test_a_failure_names_its_stage_and_its_request(routing, records):
         asyncio.run(caption(task))
     (failed,) = [record for record in records if record["levelname"] == "ERROR"]
     assert (failed["request_id"], failed["stage"]) == ("mine", "encode")
+
+
+def test_an_id_that_no_log_can_bear_is_replaced_in_the_log_too(routing, files, records):
+    (answer,) = post(Telemetry(), routing, files[:1], {"x-request-id": "a b"})
+    (of_ingress,) = [record for record in records if record["levelname"] == "INFO"]
+    assert of_ingress["request_id"] == answer.headers["x-request-id"] != "a b"
 
 
 def test_tracing_without_its_package_is_one_clear_line(monkeypatch):
