@@ -50,7 +50,7 @@ async def caption_image(
     assert ready.task is not None  # one of the two
     with service.readiness.observe():
         captioned = await service.captioner.caption(ready.task)
-    _finish(service, record, ready, captioned)
+    _finish(service, record, ready, plan, captioned)
     return Answer(captioned, ready.task.pixels)
 
 
@@ -81,7 +81,7 @@ async def stream_caption(
             if close is not None:
                 await close()
         assert captioned is not None, "a stream ends with the whole answer"
-        _finish(service, record, ready, captioned)
+        _finish(service, record, ready, plan, captioned)
     assert captioned is not None  # known, or just made
     if num_pieces == 0 and plan.num_captions == 1:
         yield captioned.captions[0]
@@ -112,7 +112,8 @@ async def _prepare(service: Service, record: RequestRecord, image: ImageInput, p
     return _Ready(key, task, None)
 
 
-def _finish(service: Service, record: RequestRecord, ready: _Ready, captioned: Captioned) -> None:
+def _finish(service: Service, record: RequestRecord, ready: _Ready, plan: Plan, captioned: Captioned) -> None:
+    service.readiness.saw(captioned, plan.model)
     record.version = captioned.version
     record.add_seconds(captioned.seconds)
     kept = replace(captioned, attention=None, seconds={})

@@ -10,7 +10,7 @@ import numpy as np
 from raycap.serve.api.errors import as_request_error
 from raycap.serve.api.served import ReadyModel
 from raycap.serve.errors import Overloaded
-from raycap.serve.stages.pipeline import Captioner, CaptionTask
+from raycap.serve.stages.pipeline import Captioned, Captioner, CaptionTask
 
 
 class Readiness:
@@ -38,14 +38,19 @@ class Readiness:
 
     @contextmanager
     def observe(self) -> Generator[None, None, None]:
-        """Around a client's pass. One that failed by our fault proves nothing but that it is time to try."""
+        """Around a client's work. Some that failed by our fault proves nothing but that it is time to try."""
         try:
             yield
         except Exception as error:
             if as_request_error(error).status == 500:
                 self._passed_at = None
             raise
-        self._pass()
+
+    def saw(self, captioned: Captioned, model: ReadyModel) -> None:
+        """A client's caption, which counts if every stage computed for it: not one whose embeddings were there already,
+        nor one that left the RBM out."""
+        if model.stages <= {stage for stage, seconds in captioned.seconds.items() if seconds > 0}:
+            self.passed()
 
     async def check(self, model: ReadyModel) -> str | None:
         """Why requests would not be answered; None if they would be."""
@@ -64,10 +69,11 @@ class Readiness:
                 self._failed_at = self._clock()
                 self._reason = f"a pass through the stages failed ({type(error).__name__})"
                 return self._reason
-            self._pass()
+            self.passed()
             return None
 
-    def _pass(self) -> None:
+    def passed(self) -> None:
+        """A caption went through every stage."""
         self._passed_at, self._failed_at = self._clock(), None
 
     def _is_fresh(self, at: float | None) -> bool:

@@ -31,6 +31,12 @@ class ReadyModel:
     def weights_key(self) -> str:
         return self.served.weights.key
 
+    @cached_property
+    def stages(self) -> frozenset[str]:
+        """That compute for a caption by its own settings."""
+        refines = self.served.rbm is not None and self.served.refinement.gate > 0
+        return frozenset({"encode", "refine", "decode"} if refines else {"encode", "decode"})
+
 
 @dataclass(frozen=True)
 class Served:

@@ -97,6 +97,7 @@ class Service:
                 with self.readiness.observe():
                     await self.captioner.prepare(model.weights_key)
                     await try_model(self.captioner, model)
+                self.readiness.passed()
                 return
             except Overloaded as error:
                 if attempts_left == 0:

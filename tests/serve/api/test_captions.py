@@ -35,7 +35,7 @@ def test_the_caption_is_the_predictors(api, models, png):
     assert answer.headers["x-raycap-model"] == "tiny-rbm"
     assert answer.headers["x-raycap-model-version"] == "e1-r1-d1"
     stages = [stage.partition(";dur=")[0] for stage in answer.headers["server-timing"].split(", ")]
-    assert stages == ["prepare", "encode", "decode"]
+    assert stages == ["prepare", "encode", "refine", "decode"]
 
 
 def test_options_reach_the_captioner(api, data_url):

@@ -126,7 +126,7 @@ def test_each_request_has_a_log_record_that_json_can_hold(api, data_url, log):
     first, several, nowhere = log()
     assert (first.request_id, first.endpoint, first.status, first.model) == ("one", "/v1/caption", 200, "tiny-rbm")
     assert (first.version, first.num_images, first.cache, first.key) == ("e1-r1-d1", 1, "miss", None)
-    assert set(first.seconds) == {"prepare", "encode", "decode"}
+    assert set(first.seconds) == {"prepare", "encode", "refine", "decode"}
     assert (several.num_images, several.cache) == (2, "hit")
     assert (nowhere.endpoint, nowhere.status) == ("none", 404)
     json.dumps([first.seconds, first.total_seconds])

@@ -75,6 +75,20 @@ def test_a_clients_pass_counts_too(make, data_url):
     assert len(api.captioner.tasks) == 1
 
 
+@pytest.mark.parametrize("kind", ["embeddings", "without the RBM", "embeddings that were there"])
+def test_a_client_s_work_that_some_stage_had_no_part_in_proves_nothing(make, data_url, kind):
+    api = make(ready_seconds=60)
+    if kind == "embeddings":
+        assert api.post("/v1/embeddings", json={"input": data_url()}).status_code == 200
+    else:
+        api.captioner.from_cache = ("encode",) if kind == "embeddings that were there" else ()
+        options = {"gate": 0} if kind == "without the RBM" else {}
+        assert api.post(json={"image": data_url()} | options).status_code == 200
+    api.captioner.tasks.clear()
+    assert api.get("/readyz").status_code == 200
+    assert len(api.captioner.tasks) == 1, "a pass of its own"
+
+
 def test_not_ready_while_passes_fail_which_are_tried_again_only_after_a_while(captioner, served, make):
     async def fail(step):
         raise RuntimeError
