@@ -7,14 +7,19 @@ from collections import Counter
 
 import hostile_images
 import httpx
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import GenerationMode, checks
 from serve.loopback import serve_on_loopback
+from starlette.testclient import TestClient
 
+from raycap.serve.api.app import make_api
+from raycap.serve.api.service import Service
 from raycap.serve.guard.limits import Limits
+from raycap.serve.guard.rate_limit import RateLimit, RateLimiter
 from raycap.serve.stages.weights import Routing
 
 PNG = hostile_images.good("PNG")
@@ -26,10 +31,13 @@ def url(models):
     """Two models; short captions, so that many are asked for in little time."""
     model = {"model": str(models / "demo/blip/model"), "precision": "fp32", "decoding": {"max_new_tokens": 6}}
     served = {"refined": model | {"rbm": str(models / "demo/rbm/model")}, "plain": model}
-    logging.getLogger("ray.serve").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("ray.serve")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
     limits = Limits(max_new_tokens=20, max_beams=3)
     with serve_on_loopback(Routing.model_validate({"models": served}), limits=limits) as url:
         yield url
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +174,132 @@ def test_no_reference_leads_nowhere(document):
         node = document
         for part in reference.removeprefix("#/").split("/"):
             node = node[part]
+
+
+def operations_of(document):
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            yield path, method, operation
+
+
+def validator(document, schema):
+    return jsonschema.Draft202012Validator(schema | {"components": document["components"]})
+
+
+def test_every_example_of_an_answer_fits_its_schema(document):
+    num_examples = 0
+    for path, method, operation in operations_of(document):
+        for status, answer in operation["responses"].items():
+            for kind, content in answer["content"].items():
+                assert ("schema" in content) == (kind != "text/event-stream"), (path, method, status, kind)
+                if "schema" in content:
+                    errors = [
+                        error.message
+                        for error in validator(document, content["schema"]).iter_errors(content["example"])
+                    ]
+                    assert not errors, (path, method, status, errors)
+                    num_examples += 1
+    assert num_examples == 6 * 12 + 1 + 2
+
+
+def test_every_operation_of_v1_may_ask_for_a_key_and_no_other_does(document):
+    (name, scheme), *others = document["components"]["securitySchemes"].items()
+    assert (scheme["type"], scheme["scheme"], others) == ("http", "bearer", [])
+    for path, method, operation in operations_of(document):
+        # Either of the two: a server without keys asks for none.
+        expected = [{name: []}, {}] if path.startswith("/v1/") else None
+        assert operation.get("security") == expected, (path, method)
+
+
+def test_every_operation_of_v1_shows_an_answer_in_json(document):
+    shown = {
+        path: operation["responses"]["200"]["content"]["application/json"]["example"]
+        for path, _, operation in operations_of(document)
+        if path.startswith("/v1/")
+    }
+    assert len(shown) == 6
+    assert shown["/v1/caption"]["caption"] == shown["/v1/captions"]["results"][0]["caption"]
+    assert "error" in shown["/v1/captions"]["results"][1], "what comes in an image's place is shown too"
+    assert shown["/v1/models"]["data"] == [shown["/v1/models/{name}"]]
+    assert shown["/v1/chat/completions"]["system_fingerprint"]
+
+
+def test_every_answer_has_its_id_and_those_that_ask_for_patience_say_for_how_long(document):
+    headers = document["components"]["headers"]
+    assert all(header["required"] for header in headers.values())
+    for path, method, operation in operations_of(document):
+        for status, answer in operation["responses"].items():
+            names = {"X-Request-ID", "Retry-After"} if status in ("429", "503") else {"X-Request-ID"}
+            references = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+            assert answer["headers"] == references, (path, method, status)
+
+
+def test_a_server_that_is_not_ready_or_asked_too_much_answers_as_documented():
+    limiter = RateLimiter(RateLimit(requests_per_minute=1, burst=1))
+    client = TestClient(make_api(Service(None, rate_limiter=limiter)))
+    document = client.get("/openapi.json").json()
+    body = {"image": IMAGES[0]}
+    for (method, path), status in (
+        (("get", "/readyz"), 503),
+        (("post", "/v1/caption"), 503),
+        (("post", "/v1/caption"), 429),
+    ):
+        answer = client.request(method, path, json=body if method == "post" else None)
+        assert answer.status_code == status
+        documented = document["paths"][path][method]["responses"][str(status)]
+        validator(document, documented["content"]["application/json"]["schema"]).validate(answer.json())
+        for name in documented["headers"]:
+            header = document["components"]["headers"][name]
+            text = answer.headers[name]
+            validator(document, header["schema"]).validate(int(text) if name == "Retry-After" else text)
+
+
+def test_fields_of_openai_that_ask_for_nothing_are_documented_and_taken(url, document):
+    """What a client of OpenAI's sends by habit; and what asks for something, by the document too, is refused."""
+    content = document["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]
+    by_schema = validator(document, content["schema"])
+    neutral = {
+        "frequency_penalty": 0,
+        "function_call": "none",
+        "functions": [],
+        "logit_bias": {},
+        "logprobs": False,
+        "modalities": ["text"],
+        "parallel_tool_calls": True,
+        "presence_penalty": 0.0,
+        "response_format": {"type": "text"},
+        "stop": [],
+        "tool_choice": "auto",
+        "tools": [],
+        "top_logprobs": 0,
+    }
+    effects = {
+        "audio": {"voice": "alloy"},
+        "frequency_penalty": 0.5,
+        "function_call": "auto",
+        "functions": [{"name": "f"}],
+        "logit_bias": {"5": 1},
+        "logprobs": True,
+        "modalities": ["text", "audio"],
+        "prediction": {"type": "content", "content": "a"},
+        "presence_penalty": -1,
+        "response_format": {"type": "json_object"},
+        "tool_choice": "required",
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "top_logprobs": 3,
+        "web_search_options": {},
+        "unknown": None,
+    }
+    ignored = {"metadata": {"a": "b"}, "reasoning_effort": "low", "service_tier": "auto", "store": True}
+    nothing = dict.fromkeys([*neutral, *(set(effects) - {"unknown"}), *ignored])
+
+    def ask(fields):
+        body = content["example"] | fields
+        answer = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+        assert by_schema.is_valid(body) == (answer.status_code == 200), (fields, answer.text)
+        return answer.status_code
+
+    for fields in (neutral, nothing, ignored, *({name: value} for name, value in neutral.items())):
+        assert ask(fields) == 200, fields
+    for name, value in effects.items():
+        assert ask({name: value}) == 400, name

@@ -1,7 +1,10 @@
 """The whole HTTP interface."""
 
+from typing import Any
+
 from fastapi import FastAPI
 
+from raycap.serve.api import documentation
 from raycap.serve.api.captions import caption_routes
 from raycap.serve.api.chat import chat_routes
 from raycap.serve.api.door import PassDoor
@@ -19,6 +22,15 @@ Every error has one form, `{"error": {"type", "message", "field", "request_id", 
 `X-Request-ID`: the client's own, where it gave one of at most 128 letters, digits, `.`, `_` and `-`."""
 
 
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Made once; the document of all routes."""
+        if self.openapi_schema is None:
+            documentation.complete(super().openapi())
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+
 def make_api(service: Service, echoes_id: bool = True) -> FastAPI:
     """The HTTP interface of a service.
 
@@ -27,7 +39,7 @@ def make_api(service: Service, echoes_id: bool = True) -> FastAPI:
         echoes_id: False behind a proxy that sends back the X-Request-ID itself.
     """
     # A path with a slash too many is none of ours; a redirect would lead to whatever host the request names.
-    api = FastAPI(
+    api = _Api(
         title="raycap",
         description=_DESCRIPTION,
         version="1",

@@ -4,7 +4,7 @@ from typing import Any
 
 from raycap.config import Config
 from raycap.serve.api.answers import ChatCompletion, EmbeddingList
-from raycap.serve.api.chat_schemas import ChatBody
+from raycap.serve.api.chat_schemas import _NEUTRAL, _WITHOUT_EFFECT, ChatBody
 from raycap.serve.api.options import CaptionOptions, StreamedOptions
 from raycap.serve.api.schemas import CaptionBody, CaptionsBody
 from raycap.serve.errors import ErrorResponse
@@ -44,19 +44,114 @@ _DESCRIPTIONS = {
     504: "Not answered in time; the work was cancelled.",
 }
 
+_SECURITY_SCHEMES = {
+    "HTTPBearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A key that the operator gave you; not needed where the operator asks for none.",
+    }
+}
 
-def _error(status: int, kind: str, message: str) -> dict[str, Any]:
+_HEADERS = {
+    "X-Request-ID": {
+        "description": "The client's own, or a new one; the server's log has it too.",
+        "required": True,
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    },
+    "Retry-After": {
+        "description": "Seconds after which to try again.",
+        "required": True,
+        "schema": {"type": "integer", "minimum": 1},
+    },
+}
+
+
+def _error_example(status: int, kind: str, message: str) -> dict[str, Any]:
     field = message.partition(" ")[0].rstrip(":") if status in (400, 401, 404, 413, 415, 422) else None
     detail = {"type": kind, "message": message, "field": field, "request_id": "4f1c9d", "param": field, "code": kind}
-    example = {"error": detail}
-    return {
-        "model": ErrorResponse,
-        "description": _DESCRIPTIONS[status],
-        "content": {"application/json": {"example": example}},
-    }
+    return {"error": detail}
 
 
-ERRORS: dict[int | str, dict[str, Any]] = {status: _error(status, *told) for status, told in _STATUSES.items()}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": description} for status, description in _DESCRIPTIONS.items()
+}
+
+NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {"model": ErrorResponse, "description": "Not ready; `message` says why."}
+}
+
+_VERSION = "0f3a9c1e+77c1d204+b9e05f63"
+_CAPTION = {
+    "id": "4f1c9d",
+    "caption": "a red circle",
+    "captions": [{"text": "a red circle", "log_probability": -1.37, "finish_reason": "stop"}],
+    "model": "blip-rbm",
+    "model_version": _VERSION,
+    "refinement": {"gate": 0.5, "passes": 1},
+    "finish_reason": "stop",
+    "usage": {"completion_tokens": 4},
+    "timing_ms": {"encode": 8.4, "refine": 0.6, "decode": 21.9},
+    "attention": None,
+}
+_MODEL = {
+    "id": "blip-rbm",
+    "object": "model",
+    "created": 0,
+    "owned_by": "raycap",
+    "kind": "blip",
+    "refined": True,
+    "image_size": 384,
+    "gate": 0.5,
+    "passes": 1,
+    "traffic": 1.0,
+}
+_FAILED = _error_example(422, "undecodable_image", f"images.1: {_STATUSES[422][1].removeprefix('file: ')}")
+_ANSWERS: dict[str, Any] = {
+    "caption": _CAPTION,
+    "captions": {"results": [_CAPTION | {"id": "4f1c9d-0"}, _FAILED]},
+    "chat": {
+        "id": "chatcmpl-4f1c9d",
+        "object": "chat.completion",
+        "created": 1750000000,
+        "model": "blip-rbm",
+        "system_fingerprint": _VERSION,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "a red circle", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 0, "completion_tokens": 4, "total_tokens": 4},
+    },
+    "embeddings": {
+        "object": "list",
+        "data": [
+            {
+                "object": "embedding",
+                "index": 0,
+                "embedding": [0.12, -0.5],
+                "stage": "refiner",
+                "shape": [2],
+                "dtype": "float32",
+            }
+        ],
+        "model": "blip-rbm",
+        "model_version": "0f3a9c1e+77c1d204",
+        "usage": {"prompt_tokens": 577, "total_tokens": 577},
+    },
+    "list_models": {"object": "list", "data": [_MODEL]},
+    "show_model": _MODEL,
+}
+_ERROR_EXAMPLES = {str(status): _error_example(status, *told) for status, told in _STATUSES.items()}
+_NOT_READY_EXAMPLE = _error_example(503, "not_ready", "not ready: draining; send requests elsewhere")
+# Of each operation's answers in JSON, by status.
+_EXAMPLES: dict[str, dict[str, Any]] = {
+    **{operation: _ERROR_EXAMPLES | {"200": answer} for operation, answer in _ANSWERS.items()},
+    "healthz": {"200": {"status": "ok"}},
+    "readyz": {"200": {"status": "ready"}, "503": _NOT_READY_EXAMPLE},
+}
 
 # Events have no schema: whether it is of the whole stream or of each event, those who read the document do not agree.
 CAPTION_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
@@ -75,53 +170,13 @@ CHAT_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
         "model": ChatCompletion,
         "description": "A chat.completion; with `stream`, events of chat.completion.chunk.",
         "content": {
-            "application/json": {
-                "example": {
-                    "id": "chatcmpl-4f1c9d",
-                    "object": "chat.completion",
-                    "created": 1750000000,
-                    "model": "blip-rbm",
-                    "choices": [
-                        {
-                            "index": 0,
-                            "message": {"role": "assistant", "content": "a red circle", "refusal": None},
-                            "logprobs": None,
-                            "finish_reason": "stop",
-                        }
-                    ],
-                    "usage": {"prompt_tokens": 0, "completion_tokens": 4, "total_tokens": 4},
-                }
-            },
             "text/event-stream": {"example": 'data: {"object": "chat.completion.chunk"}\n\ndata: [DONE]\n\n'},
         },
     }
 }
 
 EMBEDDINGS_RESPONSES: dict[int | str, dict[str, Any]] = ERRORS | {
-    200: {
-        "model": EmbeddingList,
-        "description": "A list of embeddings.",
-        "content": {
-            "application/json": {
-                "example": {
-                    "object": "list",
-                    "data": [
-                        {
-                            "object": "embedding",
-                            "index": 0,
-                            "embedding": [0.12, -0.5],
-                            "stage": "refiner",
-                            "shape": [2],
-                            "dtype": "float32",
-                        }
-                    ],
-                    "model": "blip-rbm",
-                    "model_version": "0f3a-77c1",
-                    "usage": {"prompt_tokens": 577, "total_tokens": 577},
-                }
-            }
-        },
-    }
+    200: {"model": EmbeddingList, "description": "A list of embeddings."}
 }
 
 EMBEDDINGS_EXAMPLE = {"input": [_IMAGE], "encoding_format": "float", "tokens": "mean"}
@@ -176,7 +231,36 @@ def chat_body() -> dict[str, Any]:
         {"type": "image_url", "image_url": {"url": _IMAGE}},
     ]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "a picture of"}]
-    return json_body(ChatBody, {"messages": messages, "max_tokens": 10})
+    schema = _schema(ChatBody)
+    inert: dict[str, Any] = {
+        name: {
+            "anyOf": [*map(_exactly, neutral), {"type": "null"}],
+            "description": "OpenAI's; does not apply to a captioner: anything but what asks for nothing is refused.",
+        }
+        for name, neutral in _NEUTRAL.items()
+    }
+    inert |= {name: {"description": "OpenAI's; accepted and without effect."} for name in sorted(_WITHOUT_EFFECT)}
+    schema["properties"] |= inert
+    return _body({"application/json": {"schema": schema, "example": {"messages": messages, "max_tokens": 10}}})
+
+
+def complete(document: dict[str, Any]) -> None:
+    """Add to FastAPI's document what holds for many routes, headers and keys, and examples: FastAPI would leave out
+    what is null in them.
+
+    Args:
+        document: changed in place.
+    """
+    document["components"] |= {"securitySchemes": _SECURITY_SCHEMES, "headers": _HEADERS}
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                response["content"]["application/json"]["example"] = _EXAMPLES[operation["operationId"]][status]
+                names = ("X-Request-ID", "Retry-After") if status in ("429", "503") else ("X-Request-ID",)
+                response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+            if path.startswith("/v1/"):
+                # The second: none, where the operator asks for no key.
+                operation["security"] = [{"HTTPBearer": []}, {}]
 
 
 _FILE = {"type": "string", "format": "binary", "description": "The image file."}
@@ -218,3 +302,16 @@ def _schema(config_class: type[Config]) -> dict[str, Any]:
 
     inlined: dict[str, Any] = inline(schema)
     return inlined
+
+
+def _exactly(value: Any) -> dict[str, Any]:
+    """What fits this value and no other; without `const` and untyped `enum`, at which makers of clients fail."""
+    if isinstance(value, dict):
+        properties = {name: _exactly(item) for name, item in value.items()}
+        return {"type": "object", "properties": properties, "required": list(value), "additionalProperties": False}
+    if isinstance(value, list):
+        items = {"anyOf": [_exactly(item) for item in value]} if value else {}
+        return {"type": "array", "items": items, "minItems": len(value), "maxItems": len(value)}
+    if isinstance(value, (bool, str)):
+        return {"type": "boolean" if isinstance(value, bool) else "string", "enum": [value]}
+    return {"type": "number", "minimum": value, "maximum": value}

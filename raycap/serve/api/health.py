@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from raycap.serve.api import documentation
 from raycap.serve.api.service import Service
 from raycap.serve.errors import RequestError
 
@@ -19,9 +20,7 @@ def health_routes(service: Service) -> APIRouter:
         """The process is alive; asks no stage."""
         return {"status": "ok"}
 
-    @routes.get(
-        "/readyz", response_class=JSONResponse, responses={503: {"description": "Not ready; `message` says why."}}
-    )
+    @routes.get("/readyz", response_class=JSONResponse, responses=documentation.NOT_READY)
     async def readyz() -> dict[str, str]:
         """A caption went through every stage a moment ago: a client's, or one made to see. `refused`, if there, says
         that the models that were to be served last are not, and those before go on."""
