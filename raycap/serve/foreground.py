@@ -13,6 +13,7 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve._private.api import serve_start
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ServeApplicationSchema, ServeDeploySchema
 
 from raycap import cluster
@@ -156,14 +157,14 @@ def _wait_until_ready(urls: dict[str, str], ready_seconds: float, stop: threadin
 
 
 def _drain(schema: ServeDeploySchema, drain_seconds: float) -> None:
-    names = [application.name for application in schema.applications]
+    ingresses = [_ingress(application.name) for application in schema.applications]
     patience = max(CaptionArgs.model_validate(app.args).limits.request_seconds for app in schema.applications)
     say(f"draining: /readyz says 503, requests are taken for another {drain_seconds:g} s")
-    _tell(names, "drain")
+    _tell(ingresses, "drain")
     time.sleep(drain_seconds)
-    _tell(names, "close")
+    _tell(ingresses, "close")
     deadline = time.monotonic() + patience
-    while num_inside := sum(_tell(names, "num_inside")):
+    while num_inside := sum(_tell(ingresses, "num_inside")):
         if time.monotonic() > deadline:
             say(f"{num_inside} requests have no answer after {patience:g} s, which all have; given up")
             return
@@ -171,8 +172,15 @@ def _drain(schema: ServeDeploySchema, drain_seconds: float) -> None:
     say("every request is answered")
 
 
-def _tell(names: Sequence[str], method: str) -> list[Any]:
+def _ingress(name: str) -> DeploymentHandle[Any]:
+    """Of the application of that name."""
+    handle = serve.get_deployment_handle(_INGRESS, name)
+    # Serve's throughput mode would have it use the event loop of whoever asks: there is none here.
+    handle._init(_run_router_in_separate_loop=True)
+    return handle
+
+
+def _tell(ingresses: Sequence[DeploymentHandle[Any]], method: str) -> list[Any]:
     """Every replica of the applications' ingresses."""
-    handles = [serve.get_deployment_handle(_INGRESS, name) for name in names]
-    responses = [handle.broadcast(method) for handle in handles]
+    responses = [handle.broadcast(method) for handle in ingresses]
     return [result for response in responses for result in response.results(timeout_s=30)]

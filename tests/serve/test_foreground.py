@@ -40,18 +40,23 @@ def test_a_wrong_file_is_refused_before_anything_starts(change, message):
         parse_config(ForegroundConfig, {"applications": [application]}, origin="file").deployed()
 
 
-@pytest.fixture
-def server(models, files, tmp_path):
-    """The job with tiny models: its process, URL and log."""
+@pytest.fixture(params=[False, True], ids=["disaggregated", "cpu-throughput"])
+def server(models, files, tmp_path, request):
+    """The job with tiny models, once in Serve's throughput mode: its process, URL and log."""
     (port,) = free_ports(1)
+    application = disaggregated(Served.of(models, files).values)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+    if request.param:
+        application["args"]["shape"] = {"kind": "cpu"}
+        # Serve would have a replica wait for balancers of load to leave it, of which there are none.
+        environment |= {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0"}
     config = {
         "proxy_location": "HeadOnly",
         "http_options": {"host": HOST, "port": port},
-        "applications": [disaggregated(Served.of(models, files).values)],
+        "applications": [application],
     }
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(config))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     command = [sys.executable, str(JOB), "--config", str(tmp_path / "serve.yaml"), f"drain_seconds={DRAIN_SECONDS}"]
     log = tmp_path / "log"
     with log.open("w") as output:
