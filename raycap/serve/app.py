@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve._private.constants import RAY_SERVE_ENABLE_HA_PROXY
 
 from raycap.checkpoint.captioner_shape import CaptionerShape
 from raycap.checkpoint.pretrained import load_clip
@@ -54,6 +55,11 @@ def build(args: CaptionArgs) -> Application:
             args.tracing.require_exporter()
         except UserError as error:
             raise ServeArgsError(f"args.{error}") from None
+    if RAY_SERVE_ENABLE_HA_PROXY and args.rate_limit is not None and args.keys is None:
+        raise ServeArgsError(
+            "args.rate_limit: without keys clients are told apart by address, and Serve's HAProxy passes on whatever "
+            "address they give; set keys, or leave it out"
+        )
     if args.keys is not None:
         args = args.model_copy(update={"keys": args.keys.absolute()})
     user_config = routing.model_dump(mode="json")
@@ -68,9 +74,9 @@ def build(args: CaptionArgs) -> Application:
         deployment = serve.deployment(name=name, **for_serve)(kind)
         return deployment.bind(*arguments)
 
-    shape = args.shape
+    shape, of_ingress = args.shape, args.deployments()["ingress"]
     if isinstance(shape, Cpu):
-        return deploy("ingress", CaptionServer, args.deployments()["ingress"], args)
+        return deploy("ingress", CaptionServer, of_ingress, args)
     if isinstance(shape, Disaggregated):
         source = deploy("encoder", EncoderDeployment, shape.encoder, shape.encoder, args.tracing)
         parcels = (shape.encoder.batch_size, shape.encoder.most_replicas)
@@ -83,7 +89,7 @@ def build(args: CaptionArgs) -> Application:
     else:
         of_captioner = (shape.captioner, args.tracing, args.ingress.most_replicas)
         captioner = deploy("captioner", CaptionerDeployment, shape.captioner, *of_captioner)
-    return deploy("ingress", CaptionIngress, args.ingress, args, captioner)
+    return deploy("ingress", CaptionIngress, of_ingress, args, captioner)
 
 
 def _look_at(model: ServedModel) -> CaptionerShape:

@@ -219,12 +219,6 @@ class Cpu(Config):
             )
         return self
 
-    @property
-    def server(self) -> DeploymentOptions:
-        """Of the replicas: what is too much is refused inside, in the form that all errors have, and never by Serve."""
-        room = max(IngressOptions().max_ongoing_requests, 4 * self.captioner.max_requests())
-        return self.captioner.model_copy(update={"max_ongoing_requests": room, "max_queued_requests": room})
-
     def deployments(self) -> dict[str, ComputeOptions]:
         """By name."""
         return {"captioner": self.captioner}
@@ -270,9 +264,23 @@ class CaptionArgs(Routing):
 
     def deployments(self) -> dict[str, DeploymentOptions]:
         """By name; the ingress is the one that clients reach."""
+        room = 2 * self.max_inside
+        of_ingress = self.front.model_copy(update={"max_ongoing_requests": room, "max_queued_requests": room})
+        return {"ingress": of_ingress} | ({} if isinstance(self.shape, Cpu) else self.shape.deployments())
+
+    @property
+    def front(self) -> DeploymentOptions:
+        """Of the replicas that answer HTTP."""
+        return self.shape.captioner if isinstance(self.shape, Cpu) else self.ingress
+
+    @property
+    def max_inside(self) -> int:
+        """Requests that one of them answers at once. It refuses more itself, in the form that all errors have; Serve,
+        whose refusals are bare text, has room for twice as many."""
         if isinstance(self.shape, Cpu):
-            return {"ingress": self.shape.server}
-        return {"ingress": self.ingress, **self.shape.deployments()}
+            # The stages refuse captions; there are other requests too.
+            return max(IngressOptions().max_ongoing_requests, 2 * self.shape.captioner.max_requests())
+        return self.ingress.max_requests()
 
     @property
     def last_stage(self) -> DecoderOptions:

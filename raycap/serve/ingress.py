@@ -65,6 +65,8 @@ class Ingress:
             key_ring,
             limiter,
             telemetry=self.telemetry,
+            max_requests=args.max_inside,
+            retry_after_seconds=args.front.retry_after_seconds,
         )
 
     def __del__(self) -> None:

@@ -38,11 +38,13 @@ def args(models):
     ],
 )
 def test_each_shape_has_its_deployments_with_their_own_queues_and_models(args, kind, names):
-    found = deployments(build(args(shape={"kind": kind})))
+    made = args(shape={"kind": kind})
+    found = deployments(build(made))
     assert set(found) == names
-    for deployment in found.values():
-        # The stages of one process bound themselves.
-        assert deployment._deployment_config.max_queued_requests == (2048 if kind == "cpu" else 256)
+    for name, deployment in found.items():
+        # The ingress refuses what is too much itself, in its own form.
+        queue = 2 * made.max_inside if name == "ingress" else 256
+        assert deployment._deployment_config.max_queued_requests == queue
         assert deployment._deployment_config.backpressure_config.status_code == 503
         assert set(deployment._deployment_config.user_config["models"]) == {"caption"}
 
@@ -138,3 +140,13 @@ def test_a_wrong_path_is_one_clear_line_before_any_replica_starts(models, values
 
 def test_serve_finds_the_type_of_the_arguments():
     assert build.__annotations__["args"] is CaptionArgs
+
+
+def test_addresses_that_clients_may_choose_limit_no_rate(args, monkeypatch):
+    rate_limit = {"requests_per_minute": 60, "burst": 10}
+    monkeypatch.setattr("raycap.serve.app.RAY_SERVE_ENABLE_HA_PROXY", True)
+    with pytest.raises(ServeArgsError, match=r"^args\.rate_limit: without keys .*; set keys, or leave it out$"):
+        build(args(rate_limit=rate_limit))
+    build(args(rate_limit=rate_limit, keys={"environment": "RAYCAP_KEYS"}))
+    monkeypatch.setattr("raycap.serve.app.RAY_SERVE_ENABLE_HA_PROXY", False)
+    build(args(rate_limit=rate_limit))

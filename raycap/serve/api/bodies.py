@@ -13,6 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from raycap.serve.api.images import ImageInput, base64_bytes, image_too_large
+from raycap.serve.api.record import record_of
 from raycap.serve.errors import RequestError
 from raycap.serve.guard.limits import Limits
 
@@ -194,9 +195,10 @@ async def _chunks(request: Request, limit: BodyLimit) -> AsyncGenerator[bytes, N
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length[:20]) > limit.num_bytes:
         raise limit.error
-    num_bytes = 0
+    num_bytes, held = 0, record_of(request).held
     async for chunk in request.stream():
         num_bytes += len(chunk)
         if num_bytes > limit.num_bytes:
             raise limit.error
+        held.take(len(chunk))
         yield chunk

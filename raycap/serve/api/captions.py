@@ -95,7 +95,7 @@ async def _read_one(request: Request, limits: Limits) -> tuple[ImageInput, Strea
     kind = content_type(request)
     if kind == "application/json":
         body = parse(CaptionBody, await read_json(request, BodyLimit.of_one(limits, "image", in_base64=True)))
-        return ImageInput("image", body.image), body
+        return ImageInput("image", body.image), body.model_copy(update={"image": ""})
     if kind == "multipart/form-data":
         form = await read_form(request, BodyLimit.of_one(limits, "file", in_base64=False), "file", 1)
     elif kind.startswith("image/") or kind == "application/octet-stream":
@@ -116,7 +116,8 @@ async def _read_several(request: Request, limits: Limits) -> tuple[list[ImageInp
     body = parse(CaptionsBody, await read_json(request, limit))
     if len(body.images) > limits.max_images:
         raise too_many_images("images", len(body.images), limits.max_images)
-    return [ImageInput(f"images.{index}", image) for index, image in enumerate(body.images)], body
+    images = [ImageInput(f"images.{index}", image) for index, image in enumerate(body.images)]
+    return images, body.model_copy(update={"images": []})
 
 
 def _plan(service: Service, record: RequestRecord, options: CaptionOptions) -> Plan:

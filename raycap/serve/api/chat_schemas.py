@@ -1,7 +1,7 @@
 """What /v1/chat/completions takes: OpenAI's form, as far as it applies to a captioner."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from raycap.serve.api.options import CaptionOptions, RequestConfig, parse
 from raycap.serve.errors import RequestError
 
 # Of OpenAI's fields those that do not apply, each with the values that ask for nothing.
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "frequency_penalty": (0,),
     "function_call": ("none",),
@@ -30,7 +30,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 # Of what a captioner does they change nothing, whatever they say.
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     {"metadata", "prompt_cache_retention", "reasoning_effort", "service_tier", "store", "verbosity"}
 )
 
@@ -88,7 +88,7 @@ class ChatBody(RequestConfig):
 
     stream_options: StreamOptions | None = None
 
-    stop: str | list[str] | None = Field(default=None, max_length=4)
+    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     """Captions have one line: what contains a line break ends none, anything else is refused."""
 
     user: str | None = None
@@ -114,17 +114,17 @@ def parse_chat(values: Mapping[str, Any], max_new_tokens: int) -> tuple[ChatBody
         max_new_tokens: the longest caption that may be asked for.
 
     Returns:
-        the request, its image, and what its fields say in the captioner's terms.
+        the request without its messages, its image, and what its fields say in the captioner's terms.
 
     Raises:
         RequestError: 400.
     """
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in NEUTRAL.items():
         value = values.get(name)
         if value is not None and value not in neutral:
             message = f"{name} = {repr(value)[:80]}: does not apply to a captioner; leave it out"
             raise RequestError(400, "unsupported_field", message, name)
-    left_out = _NEUTRAL.keys() | _WITHOUT_EFFECT
+    left_out = NEUTRAL.keys() | WITHOUT_EFFECT
     body = parse(ChatBody, {name: value for name, value in values.items() if name not in left_out})
     stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
     if not all("\n" in stop for stop in stops):
@@ -149,7 +149,7 @@ def parse_chat(values: Mapping[str, Any], max_new_tokens: int) -> tuple[ChatBody
         gate=body.gate,
         passes=body.passes,
     )
-    return body, image, options
+    return body.model_copy(update={"messages": []}), image, options
 
 
 def with_choices(options: CaptionOptions, decoding: Decoding) -> CaptionOptions:

@@ -4,7 +4,7 @@ from typing import Any
 
 from raycap.config import Config
 from raycap.serve.api.answers import ChatCompletion, EmbeddingList
-from raycap.serve.api.chat_schemas import _NEUTRAL, _WITHOUT_EFFECT, ChatBody
+from raycap.serve.api.chat_schemas import NEUTRAL, WITHOUT_EFFECT, ChatBody
 from raycap.serve.api.options import CaptionOptions, StreamedOptions
 from raycap.serve.api.schemas import CaptionBody, CaptionsBody
 from raycap.serve.errors import ErrorResponse
@@ -22,7 +22,7 @@ _STATUSES = {
     415: ("unsupported_content_type", "content-type = text/plain: not supported; send application/json"),
     422: (
         "undecodable_image",
-        "file: the file is empty or of no known image format; send a whole JPEG, PNG or WebP file",
+        "file: the file is empty or none of JPEG, PNG, WEBP, GIF, BMP, TIFF; send a whole JPEG, PNG or WebP file",
     ),
     431: ("headers_too_large", "headers: 50050 bytes with path and query; send at most 32768"),
     429: ("rate_limited", "more than 60 images a minute (or 10 at once); try again in 3 seconds"),
@@ -237,9 +237,9 @@ def chat_body() -> dict[str, Any]:
             "anyOf": [*map(_exactly, neutral), {"type": "null"}],
             "description": "OpenAI's; does not apply to a captioner: anything but what asks for nothing is refused.",
         }
-        for name, neutral in _NEUTRAL.items()
+        for name, neutral in NEUTRAL.items()
     }
-    inert |= {name: {"description": "OpenAI's; accepted and without effect."} for name in sorted(_WITHOUT_EFFECT)}
+    inert |= {name: {"description": "OpenAI's; accepted and without effect."} for name in sorted(WITHOUT_EFFECT)}
     schema["properties"] |= inert
     return _body({"application/json": {"schema": schema, "example": {"messages": messages, "max_tokens": 10}}})
 

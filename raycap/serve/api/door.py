@@ -1,17 +1,25 @@
-"""Counts the requests that are inside, and lets no new ones in before a server ends."""
+"""How much is inside: the requests being answered, and the bytes that they brought; what would be too much is refused,
+and so is everything before a server ends."""
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from raycap.serve.errors import RequestError
+from raycap.serve.errors import Overloaded, RequestError
 
 # Asked by those who decide where requests go, until the very end.
 _ALWAYS_OPEN = ("/healthz", "/readyz")
 
 
 class Door:
-    """Of one replica of the ingress."""
+    """Of one replica of the ingress.
 
-    def __init__(self) -> None:
+    Args:
+        max_requests: being answered at once.
+        max_bytes: of what they brought and is not yet pixels, together.
+        retry_after_seconds: what one too many is told to wait.
+    """
+
+    def __init__(self, max_requests: int, max_bytes: int, retry_after_seconds: float = 1.0) -> None:
+        self.max_requests, self.max_bytes, self.retry_after_seconds = max_requests, max_bytes, retry_after_seconds
         self.draining = False
         """Not ready for new requests any more, which are answered nevertheless."""
 
@@ -20,6 +28,34 @@ class Door:
 
         self.num_inside = 0
         """Requests being answered."""
+
+        self.num_bytes = 0
+        """That they hold."""
+
+
+class Held:
+    """Bytes of one request, counted as they come and until they are pixels or the request ends."""
+
+    def __init__(self, door: Door) -> None:
+        self._door, self._num_bytes = door, 0
+
+    def take(self, num_bytes: int) -> None:
+        """So many more came.
+
+        Raises:
+            Overloaded: with them all requests would hold too many.
+        """
+        door = self._door
+        if door.num_bytes + num_bytes > door.max_bytes:
+            raise Overloaded(door.retry_after_seconds)
+        door.num_bytes += num_bytes
+        self._num_bytes += num_bytes
+
+    def give_back(self, num_bytes: int | None = None) -> None:
+        """So many are held no more; by default none of them."""
+        num_bytes = self._num_bytes if num_bytes is None else min(num_bytes, self._num_bytes)
+        self._door.num_bytes -= num_bytes
+        self._num_bytes -= num_bytes
 
 
 class PassDoor:
@@ -37,8 +73,12 @@ class PassDoor:
         if self.door.closed:
             message = "this server is about to end; send requests to another, or again"
             raise RequestError(503, "closing", message, headers={"Retry-After": "1", "Connection": "close"})
+        if self.door.num_inside >= self.door.max_requests:
+            raise Overloaded(self.door.retry_after_seconds)
+        held = scope["state"]["record"].held = Held(self.door)
         self.door.num_inside += 1
         try:
             await self.app(scope, receive, send)
         finally:
             self.door.num_inside -= 1
+            held.give_back()

@@ -85,6 +85,7 @@ def embedding_routes(service: Service) -> APIRouter:
         async with within_deadline(request):
             body = parse(EmbeddingsBody, await read_json(request, BodyLimit.of_several(service.limits)))
             images = _images(body, service)
+            body = body.model_copy(update={"input": []})
             model = service.served.pick(body.model)
             record.model = model.name
             refinement = _refinement(body, model, service)
@@ -120,12 +121,15 @@ def _refinement(body: EmbeddingsBody, model: ReadyModel, service: Service) -> Re
 async def _embed_all(
     service: Service, record: RequestRecord, images: list[ImageInput], model: ReadyModel, refinement: Refinement
 ) -> list[Embedded]:
-    async def embed(image: ImageInput) -> Embedded:
+    async def prepare(image: ImageInput) -> ImageTask:
         file = await read_file(service, record, image)
         pixels = await load_pixels(service, record, file, model.shape.image_size)
-        task = ImageTask(
+        return ImageTask(
             pixels, file.digest, model.weights_key, refinement, request_id=record.request_id, trace=record.trace
         )
+
+    async def embed(image: ImageInput) -> Embedded:
+        task = await prepare(image)
         with service.readiness.observe():
             embedded = await service.captioner.embed(task)
         record.add_seconds(embedded.seconds)

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from raycap.data.images import ImageError, decode_image, resize_image
+from raycap.serve.api.door import Held
 from raycap.serve.api.threads import Threads
 from raycap.serve.errors import RequestError
 from raycap.serve.guard.limits import Limits
 
-FetchUrl = Callable[[str, int], Awaitable[bytes]]
-"""From a URL and the most bytes to the bytes behind it, or a RequestError."""
+FetchUrl = Callable[[str, int, Callable[[int], None]], Awaitable[bytes]]
+"""From a URL and the most bytes to the bytes behind it, or a RequestError; told how many more have come."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageInput:
     """An image as it came."""
 
@@ -25,11 +26,11 @@ class ImageInput:
     """Where in the request."""
 
     source: bytes | str
-    """The file; or base64, a data URL or an http(s) URL."""
+    """The file; or base64, a data URL or an http(s) URL. Empty from when it is read: a request may wait for long."""
 
-    @property
-    def is_url(self) -> bool:
-        return isinstance(self.source, str) and self.source[:8].lower().startswith(("http://", "https://"))
+    def __post_init__(self) -> None:
+        self.is_url = isinstance(self.source, str) and self.source[:8].lower().startswith(("http://", "https://"))
+        """Whether it has to be fetched."""
 
 
 class Images:
@@ -45,21 +46,27 @@ class Images:
         self.threads = Threads()
         """What reads images, and what makes large answers of them."""
 
-    async def read(self, image: ImageInput) -> bytes:
+    async def read(self, image: ImageInput, held: Held) -> bytes:
         """The image file.
+
+        Args:
+            held: told of its bytes, where they take the place of those that came.
 
         Raises:
             RequestError: it is empty, too large, not base64, or not to be had.
+            raycap.serve.errors.Overloaded: all requests hold too many bytes already.
         """
         limit = self.limits.max_image_bytes
-        if isinstance(image.source, bytes):
-            data = image.source
+        source, image.source = image.source, b""
+        if isinstance(source, bytes):
+            data = source
         elif image.is_url:
-            data = await self._fetch(image.source, image.field)
+            data = await self._fetch(source, image.field, held)
         else:
-            if len(image.source) > base64_bytes(limit) * 2:
+            if len(source) > base64_bytes(limit) * 2:
                 raise image_too_large(image.field, limit)
-            data = await asyncio.to_thread(_from_base64, image.source, image.field)
+            data = await asyncio.to_thread(_from_base64, source, image.field)
+            held.give_back(len(source) - len(data))
         if not data:
             raise RequestError.malformed(f"{image.field}: empty; send an image file", image.field)
         if len(data) > limit:
@@ -82,12 +89,12 @@ class Images:
             message = f"{field}: not decoded within {self.limits.decode_seconds:g} s; send a smaller or simpler image"
             raise RequestError(422, "decode_timeout", message, field) from None
 
-    async def _fetch(self, url: str, field: str) -> bytes:
+    async def _fetch(self, url: str, field: str, held: Held) -> bytes:
         if self.fetch is None:
             message = f"{field}: URL not fetched; send the image itself in base64"
             raise RequestError(400, "url_disabled", message, field)
         try:
-            return await self.fetch(url, self.limits.max_image_bytes)
+            return await self.fetch(url, self.limits.max_image_bytes, held.take)
         except RequestError as error:
             error.field = field
             raise

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raycap.serve.api.errors import answer_error
 from raycap.serve.api.record import RequestRecord
-from raycap.serve.errors import RequestError
+from raycap.serve.errors import Overloaded, RequestError
 from raycap.serve.guard.limits import Limits
 from raycap.serve.telemetry.logs import log_request
 from raycap.serve.telemetry.telemetry import EndedRequest, Telemetry
@@ -63,7 +63,7 @@ class RecordRequests:
         try:
             self._require_fit(scope)
             await self.app(scope, receive_or_leave, send_with_headers)
-        except RequestError as refusal:
+        except (RequestError, Overloaded) as refusal:
             await answer_error(refusal, record)(scope, receive, send_with_headers)
         except Exception as error:
             line = (scope["method"], scope["path"])

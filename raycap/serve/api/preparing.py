@@ -37,7 +37,7 @@ async def read_file(service: Service, record: RequestRecord, image: ImageInput) 
         RequestError: it cannot be had.
     """
     started_at = time.perf_counter()
-    data = await service.images.read(image)
+    data = await service.images.read(image, record.held)
     if image.is_url:
         record.add_seconds({"fetch": time.perf_counter() - started_at})
         started_at = time.perf_counter()
@@ -55,6 +55,7 @@ async def load_pixels(service: Service, record: RequestRecord, file: ImageFile, 
     started_at = time.perf_counter()
     with service.telemetry.stage("prepare", record.request_id, record.trace):
         pixels = await service.images.load_pixels(file.data, image_size, file.field)
+    record.held.give_back(len(file.data))
     seconds = file.seconds + time.perf_counter() - started_at
     record.add_seconds({"prepare": seconds})
     service.telemetry.recorder.add(STAGE_SECONDS, seconds, stage="prepare")

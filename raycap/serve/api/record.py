@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from fastapi import Request
 
+from raycap.serve.api.door import Held
+
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -33,6 +35,9 @@ class RequestRecord:
 
     trace: dict[str, str] = field(default_factory=dict)
     """Of its tasks; empty where it is not traced."""
+
+    held: Held = field(init=False, repr=False)
+    """Of what it brought; there from when it has passed the door."""
 
     cache: str | None = None
     """``hit``, if every image's answer was there already, or ``miss``."""

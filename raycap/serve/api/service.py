@@ -36,6 +36,8 @@ class Service:
         rate_limiter: how fast each client may ask; None lets all ask as they like.
         ready_seconds: how long a pass through the stages counts as proof that they work.
         telemetry: told of each request.
+        max_requests: being answered at once.
+        retry_after_seconds: what one more is told to wait.
     """
 
     def __init__(
@@ -48,6 +50,8 @@ class Service:
         rate_limiter: RateLimiter | None = None,
         ready_seconds: float = 5.0,
         telemetry: Telemetry = Telemetry(),  # noqa: B008 - keeps nothing
+        max_requests: int = 1024,
+        retry_after_seconds: float = 1.0,
     ) -> None:
         self.telemetry = telemetry
         self.captioner, self.limits = captioner, limits
@@ -55,7 +59,7 @@ class Service:
         self.cache: ByteCache[Captioned] = ByteCache(cache_bytes)
         self.keys, self.rate_limiter = keys, rate_limiter
         self.readiness = Readiness(captioner, ready_seconds)
-        self.door = Door()
+        self.door = Door(max_requests, limits.max_held_bytes, retry_after_seconds)
         self.served = Served({})
         self.refused: str | None = None
         """Why the last models that were to be served are not: for the operator, not for clients."""

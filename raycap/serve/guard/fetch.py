@@ -78,12 +78,13 @@ class ImageFetcher:
         self._config, self._is_allowed = config, is_allowed
         self._resolve = resolve or SystemResolver()
 
-    async def fetch(self, url: str, max_bytes: int) -> bytes:
+    async def fetch(self, url: str, max_bytes: int, came: Callable[[int], None] = lambda _: None) -> bytes:
         """The body behind an http(s) URL.
 
         Args:
             url: the client's.
             max_bytes: of the body.
+            came: told of bytes as they come; what it raises ends the fetch.
 
         Raises:
             RequestError: 400 ``url_disabled`` or ``url_refused``, 422 ``url_unreachable``,
@@ -96,7 +97,7 @@ class ImageFetcher:
         shown = f"image: URL {url[:80]!a}{'...' if len(url) > 80 else ''}"
         try:
             async with asyncio.timeout(config.timeout_seconds):
-                return await self._follow(url, max_bytes)
+                return await self._follow(url, max_bytes, came)
         except _RefusedError as error:
             message = f"{shown}: {error}; give a public http(s) address or send the image itself"
             raise RequestError(400, "url_refused", message, "image") from None
@@ -116,14 +117,14 @@ class ImageFetcher:
         message = f"{shown}: {reason}; check that it opens elsewhere, or send the image itself"
         raise RequestError(422, "url_unreachable", message, "image")
 
-    async def _follow(self, url: str, max_bytes: int) -> bytes:
+    async def _follow(self, url: str, max_bytes: int, came: Callable[[int], None]) -> bytes:
         for num_redirects in range(self._config.max_redirects + 1):
             try:
                 hop = self._check(url)
                 addresses = await self._addresses(hop)
             except _RefusedError as error:
                 raise _RefusedError(f"redirects where it must not: {error}" if num_redirects else str(error)) from None
-            body, location = await self._ask(hop, addresses, max_bytes)
+            body, location = await self._ask(hop, addresses, max_bytes, came)
             if location is None:
                 return body
             url = urljoin(str(hop), location)
@@ -181,7 +182,9 @@ class ImageFetcher:
             raise _RefusedError(_NOT_PUBLIC)
         return addresses
 
-    async def _ask(self, hop: URL, addresses: list[IPAddress], max_bytes: int) -> tuple[bytes, str | None]:
+    async def _ask(
+        self, hop: URL, addresses: list[IPAddress], max_bytes: int, came: Callable[[int], None]
+    ) -> tuple[bytes, str | None]:
         """The body, or where it is said to be."""
         # A connector each: a connection kept open would serve a later hop that was checked otherwise.
         connector = PinnedConnector(addresses, self._is_allowed)
@@ -213,4 +216,5 @@ class ImageFetcher:
                 body += chunk
                 if len(body) > max_bytes:
                     raise _TooLargeError
+                came(len(chunk))
             return bytes(body), None

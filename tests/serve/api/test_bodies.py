@@ -141,7 +141,7 @@ def test_a_length_too_large_is_refused_before_anything_is_read(api):
 def test_an_image_by_url_comes_from_the_fetcher_under_the_image_limit(make, png):
     asked = []
 
-    async def fetch(url, max_bytes):
+    async def fetch(url, max_bytes, came):
         asked.append((url, max_bytes))
         return png()
 
@@ -154,7 +154,7 @@ def test_an_image_by_url_comes_from_the_fetcher_under_the_image_limit(make, png)
 
 @pytest.mark.parametrize(("path", "field"), [("/v1/caption", "image"), ("/v1/embeddings", "input")])
 def test_fetching_a_url_is_no_part_of_preparing_it(make, png, path, field):
-    async def fetch(url, max_bytes):
+    async def fetch(url, max_bytes, came):
         await asyncio.sleep(1)
         return png()
 
