@@ -262,6 +262,20 @@ class CaptionArgs(Routing):
                 if model.rbm is not None:
                     raise UserError(f"models.{name}.rbm = {model.rbm}: shape.refiner is null; give it options, or {{}}")
 
+    def require_room(self, routing: Routing) -> None:
+        """See that each stage may hold all models.
+
+        Raises:
+            UserError: a stage may not.
+        """
+        num_models = len({model.weights.key for model in routing.models.values()})
+        for name, options in self.shape.deployments().items():
+            if options.max_models < num_models:
+                raise UserError(
+                    f"shape.{name}.max_models ({options.max_models}) must be at least the number of models "
+                    f"({num_models}): else each request for one would load it anew"
+                )
+
     def deployments(self) -> dict[str, DeploymentOptions]:
         """By name; the ingress is the one that clients reach."""
         room = 2 * self.max_inside
@@ -326,13 +340,10 @@ class CaptionArgs(Routing):
 
     @model_validator(mode="after")
     def _models_have_room(self) -> "CaptionArgs":
-        num_models = len({model.weights.key for model in self.models.values()})
-        for name, options in self.shape.deployments().items():
-            if options.max_models < num_models:
-                raise ValueError(
-                    f"shape.{name}.max_models ({options.max_models}) must be at least the number of models "
-                    f"({num_models}): else each request for one would load it anew"
-                )
+        try:
+            self.require_room(self)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         return self
 
     @model_validator(mode="wrap")

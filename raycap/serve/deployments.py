@@ -2,6 +2,7 @@
 a request first names them."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -33,6 +34,8 @@ from raycap.serve.stages.weights import Routing
 from raycap.serve.telemetry.telemetry import Telemetry
 from raycap.serve.telemetry.tracing import Tracing
 
+logger = logging.getLogger("ray.serve")
+
 
 class _Deployment:
     """What all have in common.
@@ -55,9 +58,19 @@ class _Deployment:
         self.telemetry = Telemetry.of_replica(tracing)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve's call: load the models of a :class:`~raycap.serve.stages.weights.Routing`."""
+        """Serve's call: load the models of a :class:`~raycap.serve.stages.weights.Routing`.
+
+        One that cannot be loaded is left to the ingress, which serves none that gave no caption: it may long have been
+        replaced by another as this replica starts.
+        """
         for weights in _weights_of(user_config, self.stage.options):
-            await self.stage.models(weights)
+            try:
+                await self._load(weights)
+            except UserError as error:
+                logger.error("not loaded: %s", error)
+
+    async def _load(self, weights: str) -> None:
+        await self.stage.models(weights)
 
     async def prepare(self, weights: str) -> None:
         await self.stage.prepare(weights)
@@ -189,9 +202,8 @@ class CaptionerDeployment(_Captioner):
         """Serve's call, every few seconds."""
         return {OWN_WORK: self.bounded.num_requests}
 
-    async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        for weights in _weights_of(user_config, self.stage.options):
-            await self.stage.prepare(weights)
+    async def _load(self, weights: str) -> None:
+        await self.stage.prepare(weights)
 
 
 def _weights_of(user_config: dict[str, Any], options: ComputeOptions) -> list[str]:

@@ -109,6 +109,7 @@ class Ingress:
                 await asyncio.to_thread(self.service.keys.reload)
             routing = parse_config(Routing, user_config, origin="user_config")
             self.args.require_refiner(routing)
+            self.args.require_room(routing)
             await self.service.switch(routing)
         except UserError as error:
             if not self.service.served.models:

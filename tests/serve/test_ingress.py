@@ -68,6 +68,10 @@ def test_a_wrong_user_config_is_one_line_and_the_old_models_go_on(ingress, routi
             {"models": {"new": model | {"version": "broken"}}},
             "models.new: gives no caption",
         ),
+        "more models than a stage holds": (
+            {"models": {name: model | {"version": name} for name in ("one", "two", "three")}},
+            "shape.captioner.max_models (2) must be at least the number of models (3)",
+        ),
     }
     for user_config, line in wrong.values():
         asyncio.run(ingress.reconfigure(user_config))

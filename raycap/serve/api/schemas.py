@@ -94,7 +94,7 @@ class CaptionResponse(Config):
     usage: Usage
 
     timing_ms: dict[str, float]
-    """What each stage took; nothing for an answer that was there already."""
+    """What each stage took, decode with the wait for free rows; nothing for an answer that was there already."""
 
     attention: AttentionPictures | None = None
 

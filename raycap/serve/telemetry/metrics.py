@@ -33,7 +33,8 @@ class Metric(NamedTuple):
 STAGE_SECONDS = Metric(
     "raycap_stage_seconds",
     "histogram",
-    "Of prepare and decode each image's, of encode and refine each batch's, waiting for a batch not included.",
+    "Of prepare each image's, of encode and refine each batch's, waiting for it not included, of decode each image's, "
+    "waiting for the decoder's rows included.",
     ("stage",),
     _SECONDS,
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +50,21 @@ def run(tasks, options=CaptionerOptions(batch_size=4), method="caption"):  # noq
         return await asyncio.gather(*(getattr(captioner, method)(task) for task in tasks))
 
     return asyncio.run(run())
+
+
+def test_a_replica_that_starts_when_its_first_models_are_gone_serves_those_that_replaced_them(
+    files, served, predicted, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
+    gone = {"models": {"caption": {"model": "/srv/models/replaced"}}}
+
+    async def begin_and_caption():
+        captioner = CaptionerDeployment(CaptionerOptions())
+        await captioner.reconfigure(gone)
+        return await captioner.caption(task_of(files[0], served()))
+
+    assert asyncio.run(begin_and_caption()).captions[0] == predicted(None)[0]
+    assert "/srv/models/replaced: no such directory" in caplog.text
 
 
 def captions(model, files, **changes):
