@@ -70,7 +70,7 @@ class Encoded:
     """CLIP's, (E,) float32, if one re-ranks."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    """Each stage's own time: waiting for other stages and for a batch not included, for rows of the decoder included."""
+    """Each stage's own time, without waiting for other stages or for a batch, with waiting for rows of the decoder."""
 
     batch_size: int = 0
     """How many images the last stage computed together."""
