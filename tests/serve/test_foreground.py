@@ -1,6 +1,5 @@
 """`jobs/serve.py`: one process that serves a Serve configuration file until a signal."""
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -18,8 +17,6 @@ from serve.tiny_models import Served
 
 from raycap.config import parse_config
 from raycap.errors import UserError
-from raycap.serve.api.door import Door, PassDoor
-from raycap.serve.errors import RequestError
 from raycap.serve.foreground import ForegroundConfig
 
 JOB = Path(__file__).parents[2] / "jobs/serve.py"
@@ -107,22 +104,3 @@ def test_sigterm_loses_no_request_that_was_taken(models, files, server):
 
 def _errors(load, status):
     return {sample.error for sample in load.result.failed if sample.status == status}
-
-
-def test_a_closed_door_refuses_all_but_the_probes_and_counts_who_is_inside():
-    door, inside = Door(), []
-
-    async def app(scope, receive, send):
-        inside.append(door.num_inside)
-
-    def ask(path):
-        asyncio.run(PassDoor(app, door)({"type": "http", "path": path}, None, None))
-
-    ask("/v1/caption")
-    assert (inside, door.num_inside) == ([1], 0)
-    door.closed = True
-    with pytest.raises(RequestError, match="about to end") as refused:
-        ask("/v1/caption")
-    assert (refused.value.status, refused.value.headers["Retry-After"]) == (503, "1")
-    ask("/readyz")
-    assert inside == [1, 0]

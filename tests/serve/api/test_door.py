@@ -1,4 +1,4 @@
-"""How many requests are inside, and how many bytes they hold."""
+"""How many requests are inside, how many bytes they hold, and when none comes in any more."""
 
 import asyncio
 import tracemalloc
@@ -137,6 +137,17 @@ def test_more_requests_than_may_be_inside_are_refused_in_the_one_form(make, data
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "3")
     assert refused.json()["error"]["request_id"] == refused.headers["x-request-id"]
     assert (healthy.status_code, later.status_code) == (200, 200)
+
+
+def test_a_closed_door_refuses_all_but_the_probes(make, png):
+    api = make()
+    api.service.door.closed = True
+    refused = api.post("/v1/caption", content=png(), headers={"content-type": "image/png"})
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert refused.json()["error"]["type"] == "closing"
+    assert "about to end" in refused.json()["error"]["message"]
+    assert refused.headers["connection"] == "close"
+    assert [api.get(path).status_code for path in ("/healthz", "/readyz")] == [200, 200]
 
 
 def test_limits_that_no_largest_request_would_pass_are_refused():
