@@ -149,11 +149,9 @@ def _by_minute(result: LoadResult, began_at: float) -> list[dict[str, Any]]:
     return rows
 
 
-def _failure(
-    result: LoadResult, model: Served, faults: list[Fault], summary: dict[str, Any], max_growth: float | None
-) -> str | None:
+def _failure(result: LoadResult, model: Served, summary: dict[str, Any], max_growth: float | None) -> str | None:
     try:
-        check(result, model, faults)
+        check(result, model)
     except AssertionError as error:
         return str(error)
     if max_growth is not None and not summary["growth_mib_per_minute"] <= max_growth:

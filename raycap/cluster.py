@@ -28,6 +28,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     # Ray polls its workers every 2 s by default, which a small epoch would spend waiting.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Serve's proxies have it from the cluster's start.
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "raycap.serve.proxy:middlewares")
     address = os.environ.get("RAY_ADDRESS")
     variables = {name: value for name, value in os.environ.items() if name.startswith(_FORWARDED_VARIABLES)}
     # A Ray job brings its own runtime_env, which its workers get by themselves.

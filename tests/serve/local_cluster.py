@@ -21,7 +21,11 @@ from ray.util.state import list_actors, list_nodes
 
 HOST = "127.0.0.1"
 # None that was set for other clusters of the same user.
-_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "raycap.serve.proxy:middlewares",
+}
 # Ray then listens on the loopback address alone, and takes no second node.
 _ONE_NODE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 

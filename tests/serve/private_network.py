@@ -10,12 +10,19 @@ ADDRESSES = ("10.77.0.1", "10.77.0.2")
 _INSIDE = "RAYCAP_INSIDE_PRIVATE_NETWORK"
 
 
+def prefixed(*program: str) -> list[str]:
+    """The command that runs a program inside of one."""
+    addresses = " && ".join(f"ip address add {address}/32 dev lo" for address in ADDRESSES)
+    script = f'ip link set lo up && {addresses} && exec "$@"'
+    return ["unshare", "--map-root-user", "--net", "sh", "-c", script, "sh", *program]
+
+
 def unavailable() -> str | None:
     """Why there can be none on this machine."""
     missing = [program for program in ("unshare", "ip") if shutil.which(program) is None]
     if missing:
         return f"{' and '.join(missing)} not found; install util-linux and iproute2"
-    tried = subprocess.run(_command("true"), capture_output=True, text=True, check=False)
+    tried = subprocess.run(prefixed("true"), capture_output=True, text=True, check=False)
     return None if tried.returncode == 0 else f"namespaces of networks are not allowed here: {tried.stderr.strip()}"
 
 
@@ -30,11 +37,5 @@ def enter() -> None:
     reason = unavailable()
     if reason is not None:
         sys.exit(f"error: two nodes need a network of their own: {reason}")
-    command = _command(sys.executable, *sys.argv)
+    command = prefixed(sys.executable, *sys.argv)
     os.execvpe(command[0], command, os.environ | {_INSIDE: "1"})
-
-
-def _command(*program: str) -> list[str]:
-    addresses = " && ".join(f"ip address add {address}/32 dev lo" for address in ADDRESSES)
-    script = f'ip link set lo up && {addresses} && exec "$@"'
-    return ["unshare", "--map-root-user", "--net", "sh", "-c", script, "sh", *program]

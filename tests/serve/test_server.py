@@ -1,6 +1,8 @@
 """The whole application on a local cluster, over HTTP."""
 
 import base64
+import http.client
+import json
 import os
 import shutil
 import signal
@@ -13,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import ray
 import yaml
@@ -41,7 +44,9 @@ def ray_directory():
 
 @pytest.fixture(scope="module")
 def cluster(ray_directory):
-    ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=ray_directory, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "raycap.serve.proxy:middlewares")
+        ray.init(address="local", num_cpus=2, include_dashboard=False, _temp_dir=ray_directory, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -123,6 +128,26 @@ def test_images_that_no_message_holds_together_are_all_captioned(files, url, tmp
         assert [answer.status_code for answer in answers] == [200] * len(answers)
     finally:
         serve.delete("wide")
+
+
+def test_what_a_killed_ingress_had_in_its_hands_can_be_sent_again(files, url):
+    (ingress,) = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "ServeReplica:caption:ingress" in " ".join(process.cmdline())
+    ]
+    with socket.create_connection(("127.0.0.1", httpx.URL(url).port), timeout=60) as client:
+        headers = "Host: localhost\r\nContent-Type: image/png\r\nX-Request-ID: mine\r\nConnection: close\r\n"
+        client.sendall(f"POST /v1/caption HTTP/1.1\r\n{headers}Content-Length: 1000\r\n\r\n".encode() + bytes(500))
+        time.sleep(1)  # it is the replica's then
+        ingress.kill()
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        error = json.load(answer)["error"]
+    assert (answer.status, answer.headers["Retry-After"], error["type"]) == (503, "1", "lost")
+    assert error["request_id"] == answer.headers["X-Request-ID"] == "mine"
+    # Until another replica is there Serve's proxy lets requests wait.
+    assert post_file(url, files[0]).status_code == 200
 
 
 @pytest.fixture

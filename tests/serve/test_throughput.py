@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from raycap.serve.config import CaptionArgs
 MODE = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("raycap-haproxy")),
     # Serve would have a replica wait for balancers of load to leave it, of which there are none.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
     "RAY_AUTH_MODE": "disabled",
@@ -76,11 +76,11 @@ def test_the_throughput_mode_behind_haproxy_keeps_all_promises():
     # Sockets' paths have 107 characters at most.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as directory:
         environment |= {name: f"{directory}/{file}" for name, file in FILES.items()}
-        environment |= {"RAY_TMPDIR": directory, "RAY_SERVE_HAPROXY_BINARY_PATH": without_splicing(directory)}
+        environment["RAY_TMPDIR"] = directory
         options = ["-p", "no:cacheprovider", "-o", "python_classes=BehindHAProxy"]
         program = [sys.executable, "-m", "pytest", *options, f"{__file__}::BehindHAProxy"]
         process = subprocess.Popen(
-            private_network._command(*program),
+            private_network.prefixed(*program),
             env=environment,
             text=True,
             stdout=subprocess.PIPE,
@@ -91,15 +91,6 @@ def test_the_throughput_mode_behind_haproxy_keeps_all_promises():
         finally:
             kill_tree(process)
     assert process.returncode == 0, output[-10_000:]
-
-
-def without_splicing(directory):
-    """HAProxy that does not splice: Serve has it do so with requests, and HAProxy 2.8 then keeps to itself that a
-    client has left, if the request came in pieces and went on over a connection that was used before."""
-    path = Path(directory) / "haproxy"
-    path.write_text(f'#!/bin/sh\nexec {shlex.quote(get_haproxy_binary())} -dS "$@"\n')
-    path.chmod(0o700)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
