@@ -78,7 +78,7 @@ def main() -> None:
         "growth_mib_per_minute": round(memory.growth_mib_per_minute(), 2),
         "faults": [fault.as_json() for fault in faults],
     }
-    failure = _failure(load.result, model, faults, result, None if arguments.faults else arguments.max_growth)
+    failure = _failure(load.result, model, result, None if arguments.faults else arguments.max_growth)
     result["failure"] = failure
     print(json.dumps(result))
     sys.exit(failure is not None)
