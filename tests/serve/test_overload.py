@@ -9,7 +9,7 @@ from collections import Counter
 import aiohttp
 import pytest
 import ray
-from ray import serve
+from serve.many_requests import ask_all, wait_until_nothing_is_left
 
 from raycap.serve import server
 from raycap.serve.config import CaptionArgs
@@ -47,45 +47,6 @@ def start(models, cluster):
     server.stop()
 
 
-def unfinished():
-    """What is left to do in all replicas of each stage."""
-    return {
-        name: sum(serve.get_deployment_handle(name, "caption").broadcast("num_unfinished").results(timeout_s=30))
-        for name in ("encoder", "refiner", "decoder")
-    }
-
-
-def wait_until_nothing_is_left(seconds):
-    deadline = time.monotonic() + seconds
-    while any((left := unfinished()).values()):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
-
-
-async def ask_all(url, files, count, options=None, leave_after_seconds=None):
-    """As many requests at once; each one's status, Retry-After and kind of error, None where the client left."""
-
-    async def ask(session, index):
-        form = aiohttp.FormData(options or {})
-        form.add_field("file", files[index % len(files)], filename="image.png")
-        async with session.post(f"{url}/v1/caption", data=form) as answer:
-            assert answer.content_type == "application/json", await answer.text()
-            error = (await answer.json()).get("error", {})
-            assert "Traceback" not in error.get("message", "")
-            return answer.status, answer.headers.get("Retry-After"), error.get("type")
-
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(60)
-    ) as session:
-        asking = [asyncio.create_task(ask(session, index)) for index in range(count)]
-        if leave_after_seconds is not None:
-            await asyncio.sleep(leave_after_seconds)
-            for task in asking:
-                task.cancel()
-        answers = await asyncio.gather(*asking, return_exceptions=leave_after_seconds is not None)
-    return [None if isinstance(answer, BaseException) else answer for answer in answers]
-
-
 @pytest.mark.parametrize("stage", ["encoder", "refiner", "decoder"])
 def test_a_full_queue_of_any_stage_is_a_503_that_says_when_to_come_again(files, start, stage):
     narrow = {"max_ongoing_requests": 1, "max_queued_requests": 1, "retry_after_seconds": 7}
@@ -101,7 +62,7 @@ def test_one_process_for_all_refuses_in_the_same_way(files, start):
     url = start({}, "cpu", captioner=narrow | {"cache_bytes": 0})
     answers = asyncio.run(ask_all(url, files, 40))
     assert set(answers) == {(200, None, None), (503, "7", "overloaded")}, Counter(answers)
-    asyncio.run(ask_all(url, files, 40, SLOW, leave_after_seconds=0.2))
+    asyncio.run(ask_all(url, files, 40, SLOW, leave=lambda: time.sleep(0.2)))
     deadline = time.monotonic() + 10
     while (answers := asyncio.run(ask_all(url, files, 1))) != [(200, None, None)]:
         assert time.monotonic() < deadline, f"who left keeps a place: {answers}"
@@ -147,7 +108,7 @@ def test_work_that_nobody_waits_for_any_more_ends(files, start):
     assert time.monotonic() - began < 3 * REQUEST_SECONDS + 10
     wait_until_nothing_is_left(2)
 
-    answers = asyncio.run(ask_all(url, files, MANY, SLOW, leave_after_seconds=0.7))
+    answers = asyncio.run(ask_all(url, files, MANY, SLOW, leave=lambda: time.sleep(0.7)))
     assert answers.count(None) > 20, "most must still be waiting for this to show anything"
     wait_until_nothing_is_left(2)
     assert asyncio.run(ask_all(url, files, 1)) == [(200, None, None)]

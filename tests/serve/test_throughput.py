@@ -13,16 +13,15 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-import aiohttp
 import httpx
 import pytest
 import ray
 import torch
-from ray import serve
 from ray.serve._private.constants import RAY_SERVE_HAPROXY_STATS_PORT
 from ray.serve._private.haproxy import get_haproxy_binary
 from serve import private_network
 from serve.local_cluster import HOST, disaggregated, kill_tree, wait_until
+from serve.many_requests import ask_all, unfinished, wait_until_nothing_is_left
 from serve.tiny_models import EMBED_DIM, Served
 
 from raycap.checkpoint.pretrained import load_blip, save_blip
@@ -47,7 +46,6 @@ FILES = {
     "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": "",
     "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": "server-state",
 }
-STAGES = ("encoder", "refiner", "decoder")
 PNG = {"Content-Type": "image/png"}
 RETRY_AFTER_SECONDS = 7
 NUM_PLACES = 16
@@ -119,43 +117,6 @@ def url(model):
     ray.shutdown()
 
 
-def unfinished():
-    """What is left to do in each stage."""
-    left = {}
-    for name in STAGES:
-        handle = serve.get_deployment_handle(name, "caption")
-        if not handle.is_initialized:
-            handle._init(_run_router_in_separate_loop=True)
-        left[name] = sum(handle.broadcast("num_unfinished").results(timeout_s=30))
-    return left
-
-
-async def ask_all(url, files, count, options, leave=None):
-    """As many requests at once, until they are answered or, if a condition is given, it holds; each one's status,
-    Retry-After and kind of error, None where the client left."""
-
-    async def ask(session, index):
-        form = aiohttp.FormData(options)
-        form.add_field("file", files[index % len(files)], filename="image.png")
-        async with session.post(f"{url}/v1/caption", data=form) as answer:
-            if answer.content_type == "text/event-stream":
-                return await answer.text()
-            assert answer.content_type == "application/json", await answer.text()
-            error = (await answer.json()).get("error", {})
-            return answer.status, answer.headers.get("Retry-After"), error.get("type")
-
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(60)
-    ) as session:
-        asking = [asyncio.create_task(ask(session, index)) for index in range(count)]
-        if leave is not None:
-            await asyncio.to_thread(wait_until, leave, 30)
-            for task in asking:
-                task.cancel()
-        await asyncio.wait(asking)
-    return [None if task.cancelled() else task.result() for task in asking]
-
-
 class BehindHAProxy:
     """Collected only by the program above, which runs in that network."""
 
@@ -197,18 +158,18 @@ class BehindHAProxy:
         refused = (503, str(RETRY_AFTER_SECONDS), "overloaded")
         assert set(answers) == {(200, None, None), refused}, Counter(answers)
         assert answers.count((200, None, None)) >= NUM_PLACES
-        wait_until(lambda: not any(unfinished().values()), 5, lambda: str(unfinished()))
+        wait_until_nothing_is_left(5)
 
     @pytest.mark.parametrize("stream", ["false", "true"])
     def test_what_a_client_that_left_had_asked_for_is_computed_no_longer(self, url, files, stream):
         options = {"max_new_tokens": str(MAX_TOKENS), "stream": stream}
 
-        def some_are_there():
-            return unfinished()["decoder"] > 2
+        def until_some_are_there():
+            wait_until(lambda: unfinished()["decoder"] > 2, 30)
 
         # One place is for whoever looks.
-        answers = asyncio.run(ask_all(url, files, NUM_PLACES - 1, options, leave=some_are_there))
+        answers = asyncio.run(ask_all(url, files, NUM_PLACES - 1, options, leave=until_some_are_there))
         assert answers.count(None) > NUM_PLACES // 2, "most must still be waiting for this to show anything"
-        wait_until(lambda: not any(unfinished().values()), 3, lambda: str(unfinished()))
+        wait_until_nothing_is_left(3)
         answer = httpx.post(f"{url}/v1/caption", content=files[0], headers=PNG, timeout=60)
         assert answer.status_code == 200
