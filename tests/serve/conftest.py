@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 from serve.tiny_models import make_files, make_models, predict
 from tiny import make_lstm_captioner
@@ -31,3 +33,14 @@ def predicted(models, files):
         return predict(models, files, rbm, decoding, rerank)
 
     return predicted
+
+
+@pytest.fixture
+def serve_log(caplog, monkeypatch):
+    """What Serve's logger gets, as caplog; Ray and Serve, once started in this process, keep it from caplog itself."""
+    logger = logging.getLogger("ray.serve")
+    monkeypatch.setattr(logger, "propagate", False)
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, "ray.serve")
+    yield caplog
+    logger.removeHandler(caplog.handler)

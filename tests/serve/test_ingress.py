@@ -80,7 +80,7 @@ def test_a_wrong_user_config_is_one_line_and_the_old_models_go_on(ingress, routi
         assert names(ingress) == ["tiny"]
 
 
-def test_readyz_says_that_models_are_refused_and_leaves_the_reason_to_the_log(ingress, routing, caplog):
+def test_readyz_says_that_models_are_refused_and_leaves_the_reason_to_the_log(ingress, routing, serve_log):
     async def ask():
         await ingress.reconfigure(routing)
         await ingress.reconfigure({"models": {"new": {"model": "/srv/secret"}}})
@@ -92,7 +92,7 @@ def test_readyz_says_that_models_are_refused_and_leaves_the_reason_to_the_log(in
     assert (answer.status_code, set(answer.json())) == (200, {"status", "refused"})
     assert "/srv/secret" not in answer.text
     assert "/srv/secret" in ingress.service.refused
-    assert "/srv/secret" in caplog.text
+    assert "/srv/secret" in serve_log.text
 
 
 def test_a_replica_that_never_served_says_in_one_line_why_it_cannot(ingress, routing):

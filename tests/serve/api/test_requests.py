@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 
 import httpx
 import pytest
@@ -14,13 +13,9 @@ from raycap.serve.guard.rate_limit import RateLimit, RateLimiter
 
 
 @pytest.fixture
-def log(caplog):
+def log(serve_log):
     """The records of all requests so far."""
-    logger = logging.getLogger("ray.serve")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, "ray.serve")
-    yield lambda: [record for record in caplog.records if hasattr(record, "request_id")]
-    logger.removeHandler(caplog.handler)
+    return lambda: [record for record in serve_log.records if hasattr(record, "request_id")]
 
 
 def test_the_clients_id_comes_back_and_an_insane_one_is_replaced(api):

@@ -1,7 +1,5 @@
 """Which models are served, whether they would answer, and what is said of them."""
 
-import logging
-
 import pytest
 
 from raycap.errors import UserError
@@ -122,10 +120,7 @@ GONE = "model = /srv/models/blip: no such directory; give a BLIP directory, s3:/
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("line", [GONE, "decoding.length_penalty = 3: not of a request"])
-def test_what_a_stage_says_of_the_server_is_logged_and_not_told(make, data_url, caplog, monkeypatch, line, stream):
-    # Serve, once started in this process, keeps it from caplog.
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
-
+def test_what_a_stage_says_of_the_server_is_logged_and_not_told(make, data_url, serve_log, line, stream):
     async def gone(step):
         raise UserError(line)
 
@@ -135,7 +130,7 @@ def test_what_a_stage_says_of_the_server_is_logged_and_not_told(make, data_url, 
     answer = api.post(json={"image": data_url(), "stream": stream})
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "internal_error")
     assert line.partition(":")[0] not in answer.text
-    assert line in caplog.text
+    assert line in serve_log.text
     assert api.get("/readyz").status_code == 503
 
 

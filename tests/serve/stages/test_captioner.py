@@ -2,7 +2,6 @@
 
 import asyncio
 import hashlib
-import logging
 from dataclasses import replace
 
 import numpy as np
@@ -53,9 +52,8 @@ def run(tasks, options=CaptionerOptions(batch_size=4), method="caption"):  # noq
 
 
 def test_a_replica_that_starts_when_its_first_models_are_gone_serves_those_that_replaced_them(
-    files, served, predicted, caplog, monkeypatch
+    files, served, predicted, serve_log
 ):
-    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)
     gone = {"models": {"caption": {"model": "/srv/models/replaced"}}}
 
     async def begin_and_caption():
@@ -64,7 +62,7 @@ def test_a_replica_that_starts_when_its_first_models_are_gone_serves_those_that_
         return await captioner.caption(task_of(files[0], served()))
 
     assert asyncio.run(begin_and_caption()).captions[0] == predicted(None)[0]
-    assert "/srv/models/replaced: no such directory" in caplog.text
+    assert "/srv/models/replaced: no such directory" in serve_log.text
 
 
 def captions(model, files, **changes):
